@@ -1,0 +1,126 @@
+"""One verification against the bare ECDSA P-384 verifications that its chain needs, side by side in one run.
+
+    python bench/attestation.py [DOCUMENT] [--rounds N]
+
+DOCUMENT is a real attestation document: by default one of ../shared/vectors/attestation, and where that folder is
+absent one of the simulated NSM. Each round times in turn, in one process: the bare verifications, with keys that are
+loaded already; a whole verification whose chain was met before, as all are but an enclave's first; one with nothing
+remembered; and, where it is installed, the same document through epsilon-attestation-verifier, which checks less (no
+pinned fingerprint, nonce or validity). Medians are printed, and medians of each round's ratio.
+"""
+
+import argparse
+import base64
+import importlib.util
+import logging
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cbor2
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, utils
+
+from mpc.attestation import (
+    AWS_NITRO_ROOT_G1,
+    AppraisalPolicy,
+    Document,
+    Measurement,
+    chain,
+    unverified_document,
+    verify,
+)
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "vectors" / "attestation"
+ROUNDS = 300
+RATIO_MAX = 1.15
+
+
+def bare_verifications(document: Document) -> Callable[[], None]:
+    """Only the signatures: each authority's by the one above it, the leaf's, and the document's."""
+    certificates = [x509.load_der_x509_certificate(der) for der in (*document.cabundle, document.certificate)]
+    keys = [certificate.public_key() for certificate in certificates]
+    r, s = (int.from_bytes(part, "big") for part in (document.signature[:48], document.signature[48:]))
+    signed = [
+        (key, child.signature, child.tbs_certificate_bytes)
+        for key, child in zip(keys[:-1], certificates[1:], strict=True)
+    ]
+    signed.append((keys[-1], utils.encode_dss_signature(r, s), document.signed_bytes))
+    es384 = ec.ECDSA(hashes.SHA384())
+
+    def run() -> None:
+        for key, signature, data in signed:
+            assert isinstance(key, ec.EllipticCurvePublicKey)
+            key.verify(signature, data, es384)
+
+    return run
+
+
+def epsilon(raw: bytes) -> Callable[[], None]:
+    """The peer's verifier, told to take the document's time."""
+    from epsilon_verifier import verify_attestation  # type: ignore[import-not-found]
+
+    logging.disable(logging.CRITICAL)
+    text, root = base64.b64encode(raw).decode(), str(REAL / "aws-nitro-root-g1.pem")
+
+    def run() -> None:
+        assert verify_attestation(text, aws_root_cert_path=root, allow_expired=True).valid
+
+    return run
+
+
+def simulated_document() -> tuple[bytes, bytes]:
+    """A document of a fresh simulated root, and that root's fingerprint."""
+    from mpc.host.simulated_nsm import SimulatedNsm, SimulatedRoot
+
+    root = SimulatedRoot.create()
+    nsm = SimulatedNsm(root, {index: bytes([index + 1]) * 48 for index in range(3)})
+    return cbor2.loads(nsm.handle(cbor2.dumps({"Attestation": {}})))["Attestation"]["document"], root.fingerprint
+
+
+def timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return (time.perf_counter() - start) * 1000
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("document", nargs="?", type=Path, default=REAL / "worldcoin_tests.bin")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    arguments = parser.parse_args()
+    real = arguments.document.exists()
+    raw, root = (arguments.document.read_bytes(), AWS_NITRO_ROOT_G1) if real else simulated_document()
+    document = unverified_document(raw)
+    policy = AppraisalPolicy((Measurement("bench", {i: document.pcrs[i] for i in (0, 1, 2)}),), frozenset({root}))
+
+    def whole() -> None:
+        verify(raw, policy, at=document.timestamp_ms)
+
+    def cold() -> None:
+        chain.forget()
+        whole()
+
+    works = {"bare P-384 verifications": bare_verifications(document), "verify, nothing remembered": cold}
+    works["verify, chain remembered"] = whole
+    if real and importlib.util.find_spec("epsilon_verifier"):
+        works["epsilon-attestation-verifier"] = epsilon(raw)
+    rounds = [{name: timed(work) for name, work in works.items()} for _ in range(arguments.rounds)]
+    bare = next(iter(works))
+    name = arguments.document.name if real else "a simulated document"
+    print(f"{name}: {len(document.cabundle) + 1} signatures, median of {arguments.rounds} rounds")
+    for work in works:
+        milliseconds = statistics.median(times[work] for times in rounds)
+        print(f"{work:30} {milliseconds:7.3f} ms   {ratio(rounds, work, bare):5.2f} x bare")
+    return 0 if ratio(rounds, "verify, chain remembered", bare) <= RATIO_MAX else 1
+
+
+def ratio(rounds: list[dict[str, float]], work: str, bare: str) -> float:
+    return statistics.median(times[work] / times[bare] for times in rounds)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

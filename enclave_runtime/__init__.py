@@ -1,0 +1,1 @@
+"""The enclave: everything here is measured, synchronous, and trusted by strangers."""

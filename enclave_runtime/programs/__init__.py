@@ -1,0 +1,82 @@
+"""The one shape of a joint program, and the table of them.
+
+A program is a module with `check` (static; every party runs it before it consents) and `run` (inside the
+enclave, pure: the same inputs give the same bytes).
+"""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Protocol, cast
+
+from mpc.protocol.contract import Contract
+from mpc.protocol.errors import ContractError, MpcError
+from mpc.protocol.messages import Reason
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_MODULES = {"sql": "enclave_runtime.programs.sql"}
+
+# All that a failed computation says. Nothing else leaves: the engine's own words quote data.
+CODES: dict[Reason, str] = {
+    "input": "a table is not Arrow of the contract's schema; its owner must prepare it again",
+    "query": "the enclave refuses the query that the parties' own checks should have refused",
+    "fan-out": "a join would count rows of an aggregated table more than once: its key is not unique in this table",
+    "memory": "the engine needs more memory than the contract's enclave has",
+    "time": "the program did not end in time",
+    "result-size": "the result is larger than a result may be; group by fewer or coarser columns",
+    "engine": "the engine failed; it does not say why, because its words quote data",
+}
+
+
+class ProgramRefused(MpcError):
+    """The computation gives no result."""
+
+    def __init__(self, code: Reason, table_index: int | None = None) -> None:
+        """`code` is a key of CODES; `table_index`, into the contract's tables, says whose table it is about."""
+        super().__init__(CODES[code])
+        self.code, self.table_index = code, table_index
+
+
+@dataclass(frozen=True)
+class Disclosure:
+    """What a contract would disclose, in words for the people who consent."""
+
+    columns: tuple[tuple[str, str], ...]  # of the result: name, and why it is allowed
+    rules: tuple[str, ...]
+    recipients: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+class JointProgram(Protocol):
+    def check(self, contract: Contract) -> Disclosure:
+        """Raises ContractError: which rule of which owner forbids what, where in the program, and the remedy."""
+
+    def run(self, contract: Contract, tables: "list[pa.Table]") -> dict[str, bytes]:
+        """Args: tables: validated, in the order of the contract's. Returns: recipient → Arrow IPC stream.
+
+        Raises: ProgramRefused.
+        """
+
+
+def program(kind: str) -> JointProgram:
+    """The program of a contract's kind; imports its libraries now. Raises ContractError."""
+    if kind not in _MODULES:
+        raise ContractError("program kind", expected=f"one of {', '.join(sorted(_MODULES))}", got=kind)
+    return cast(JointProgram, import_module(_MODULES[kind]))
+
+
+def preload() -> None:
+    """Import what this image's programs need, before there is anything to do."""
+    for module in (*_MODULES.values(), "enclave_runtime.programs.inputs"):
+        with suppress(ImportError):
+            import_module(module)
+
+
+def open_tables(contract: Contract, buffers: Sequence[object]) -> "list[pa.Table]":
+    """See enclave_runtime.programs.inputs, which imports Arrow."""
+    from enclave_runtime.programs import inputs
+
+    return inputs.open_tables(contract, buffers)

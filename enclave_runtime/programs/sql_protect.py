@@ -1,0 +1,319 @@
+"""Run a checked query so that every group shown rests on enough entities of every owner.
+
+All SQL here is generated: identifiers are names of the contract (letters, digits, _ and -), values are parameters.
+
+How a group is judged. A *support* is a set of one owner's rows that a group's values rest on: its rows in the
+group; and, where an aggregated column has nulls, its rows in which that column has a value. Each support must hold
+no entity or at least `k`. What is not shown must, for each support, hold none or at least `k` entities too, or else
+the smallest group goes as well. And a row of an aggregated relation must be in the join at most once.
+
+Four tables: `joined`, the rows of the join; `groups`; `support` (entities of a group by support and owner); `hidden`.
+"""
+
+from collections.abc import Sequence
+from math import ceil, frexp
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from enclave_runtime.programs import ProgramRefused
+from enclave_runtime.programs.duck import RESULT_BYTES_MAX, column, connect, register
+from enclave_runtime.programs.inputs import TYPES
+from enclave_runtime.programs.sql_query import Aggregate, Group, Query, Ref, labels
+from mpc.protocol.contract import Column, Contract
+
+WIDE = 2.0**32  # largest to smallest magnitude in a column up to which whole numbers add up as well as doubles do
+ROW = "row number"  # with a space: no column of a contract is called so
+
+
+def run_protected(contract: Contract, query: Query, tables: Sequence[pa.Table]) -> list[pa.Array]:
+    """The result's columns, in the order of the query's outputs.
+
+    Raises: ProgramRefused fan-out, result-size; duckdb.Error.
+    """
+    run = _Run(contract, query, tables)
+    run.join()
+    run.group()
+    run.hide()
+    return run.shown()
+
+
+class _Run:
+    def __init__(self, contract: Contract, query: Query, tables: Sequence[pa.Table]) -> None:
+        self.contract, self.query, self.tables = contract, query, tables
+        self.groups = {i: o.item for i, o in enumerate(query.outputs) if isinstance(o.item, Group)}
+        self.aggregates = {i: o.item for i, o in enumerate(query.outputs) if isinstance(o.item, Aggregate)}
+        self.refs = sorted(
+            {a.ref for a in self.aggregates.values() if a.ref}, key=lambda ref: (ref.relation, ref.column)
+        )
+        summed = {a.ref for a in self.aggregates.values() if a.ref and a.function in ("sum", "avg")}
+        self.scales = {ref: self._scale(ref) for ref in self.refs if ref in summed}
+        self.aggregated = self._aggregated()
+        self.supports = self._supports()
+        # Where doubles are added up as such, their order shows in the last bits of the sum.
+        self.connection = connect(contract, 1 if None in self.scales.values() else contract.enclave.cpus)
+        self.execute = self.connection.execute
+
+    def _aggregated(self) -> list[int]:
+        """Relations of which a row counts once at most: those with aggregated columns; and the first of FROM, where
+        there are none, or where count(*) also counts rows that have no partner."""
+        found = {ref.relation for ref in self.refs}
+        counts_rows = any(aggregate.ref is None for aggregate in self.aggregates.values())
+        if not found or (counts_rows and any(join.outer for join in self.query.joins)):
+            found.add(0)
+        return sorted(found)
+
+    def _supports(self) -> list[tuple[int, str]]:
+        """Relation, and the SQL of the entity that a joined row adds to it, or null."""
+        supports = []
+        for relation in range(len(self.query.relations)):
+            if not any(self.contract.tables[source].rule.k for source in self._sources(relation)):
+                continue
+            supports.append((relation, f"entity{relation}"))
+            for i, ref in enumerate(self.refs):
+                if ref.relation == relation and self._has_nulls(ref):
+                    supports.append((relation, f"CASE WHEN value{i} IS NOT NULL THEN entity{relation} END"))
+        return supports
+
+    def _has_nulls(self, ref: Ref) -> bool:
+        return any(self.tables[source][ref.column].null_count for source in self._sources(ref.relation))
+
+    def _scale(self, ref: Ref) -> float | None:
+        """What a column of doubles is multiplied by to be added up as whole numbers below 2**62, the sum of which
+        does not depend on their order; a power of two. None: it is too wide for that. Of integers 1."""
+        described = self._described(ref)
+        if described.type == "int64":
+            return 1.0
+        largest, smallest = 0.0, float("inf")
+        for source in self._sources(ref.relation):
+            size = pc.abs(self.tables[source][ref.column])
+            largest = max(largest, pc.max(size).as_py() or 0.0)
+            smallest = min(smallest, pc.min(size.filter(pc.greater(size, 0.0))).as_py() or smallest)
+        if described.clamp:
+            largest = min(largest, max(abs(edge) for edge in described.clamp))
+        exponent = 62 - frexp(largest)[1]
+        return 2.0**exponent if largest <= smallest * WIDE and abs(exponent) < 1000 else None
+
+    # joined
+
+    def join(self) -> None:
+        """Raises ProgramRefused fan-out."""
+        values = [f"{_column(item.ref, 'bucket' if item.edges else 'key')} AS g{i}" for i, item in self.groups.items()]
+        for i, ref in enumerate(self.refs):
+            values.append(f"{_column(ref, 'value')} AS value{i}")
+            values += [f"{_column(ref, 'whole')} AS whole{i}"] if ref in self.scales else []
+        for relation in range(len(self.query.relations)):
+            values += [f"r{relation}.{name} AS {name}{relation}" for name in ("entity", "source")]
+        values += [f"r{relation}.row AS row{relation}" for relation in self.aggregated]
+        rows = f"({self._relation(0)}) AS r0"
+        for join in self.query.joins:
+            pairs = [
+                f"{_column(Ref(join.left, left), 'value')} = {_column(Ref(join.right, right), 'value')}"
+                for left, right in join.keys
+            ]
+            kind = "LEFT JOIN" if join.outer else "JOIN"
+            rows += f" {kind} ({self._relation(join.right)}) AS r{join.right} ON {' AND '.join(pairs)}"
+        conditions, parameters = self._conditions()
+        rows_max = self._rows_max()
+        self.execute(
+            f"CREATE TEMP TABLE joined AS SELECT {', '.join(values)} FROM {rows} "
+            f"WHERE {conditions} LIMIT {rows_max + 1}",
+            parameters,
+        )
+        for relation in self.aggregated:
+            last = max(self._rows(relation), 1) - 1
+            bits = f"coalesce(bit_count(bitstring_agg(row{relation}, 0, {last})), 0)"  # one for each row number
+            found = self.execute(f"SELECT {bits}, count(row{relation}), count(*) FROM joined").fetchall()
+            distinct, count, total = found[0]
+            if distinct != count or total > rows_max:
+                raise ProgramRefused("fan-out")
+
+    def _rows_max(self) -> int:
+        """More rows than that cannot be without fan-out, so no more need to be joined."""
+        inner = not any(join.outer for join in self.query.joins)
+        return min((self._rows(relation) for relation in self.aggregated if inner or relation == 0), default=2**40)
+
+    def _rows(self, relation: int) -> int:
+        return sum(self.tables[source].num_rows for source in self._sources(relation))
+
+    def _relation(self, relation: int) -> str:
+        """Rows of all owners: their number, whose they are, a hash of the entity, and the columns in all forms.
+        The engine computes what is used. Distinct hashes are never more than distinct entities."""
+        selects, first = [], 0
+        for source in self._sources(relation):
+            table, rows = self.contract.tables[source], self.tables[source]
+            if relation in self.aggregated or not table.rule.entity:
+                rows = rows.append_column(ROW, pa.arange(first, first + rows.num_rows))
+                first += rows.num_rows
+            register(self.connection, f"t{source}", rows)
+            entity = ", ".join(f'"{name}"' for name in table.rule.entity or (ROW,))
+            values = [f"{source} AS source", f"hash({entity}) AS entity"]
+            values += [f'"{ROW}" AS row'] if ROW in rows.column_names else []
+            for described in table.columns:
+                forms = _forms(described, self.scales.get(Ref(relation, described.name)))
+                values += [f'{sql} AS "{form} {described.name}"' for form, sql in forms.items()]
+            selects.append(f"SELECT {', '.join(values)} FROM t{source}")
+        return " UNION ALL ".join(selects)
+
+    def _conditions(self) -> tuple[str, list[object]]:
+        conditions, parameters = ["true"], list[object]()
+        for condition in self.query.filters:
+            holes = ", ".join("?" for _ in condition.values)
+            right = {"IN": f"({holes})", "BETWEEN": "? AND ?"}.get(condition.operator, holes)
+            value = _column(condition.item.ref, "bucket" if condition.item.edges else "value")
+            conditions.append(f"{value} {condition.operator} {right}")
+            parameters += condition.values
+        return " AND ".join(conditions), parameters
+
+    # groups, support
+
+    def group(self) -> None:
+        """Groups have an id in the order of their values; a group that rests on no row of an owner has no support
+        of that owner."""
+        values = [f"g{i}" for i in self.groups]
+        for i, aggregate in self.aggregates.items():
+            values.append(f"{self._aggregate(aggregate)} AS a{i}")
+            if aggregate.ref and aggregate.function == "avg":
+                values.append(f"count(value{self.refs.index(aggregate.ref)}) AS d{i}")
+        order = ", ".join([*(f"g{i}" for i in self.groups), "1"])
+        self.execute(
+            f"CREATE TEMP TABLE groups AS SELECT row_number() OVER (ORDER BY {order}) AS id, * FROM "
+            f"(SELECT {', '.join(values or ['1'])} FROM joined GROUP BY ALL HAVING count(*) > 0)"
+        )
+        self.execute("CREATE TEMP TABLE owners (source INT, k BIGINT)")
+        for source, table in enumerate(self.contract.tables):
+            if table.rule.k:
+                self.execute("INSERT INTO owners VALUES (?, ?)", [source, table.rule.k])
+        self.execute("CREATE TEMP TABLE support (support INT, source INT, id BIGINT, entities BIGINT, k BIGINT)")
+        by = "".join(f"g{i}, " for i in self.groups)
+        for i, (relation, entity) in enumerate(self.supports):
+            # 64 bits, with at most as many ones as there are entities: where there are k, no need to count.
+            sketch = f"bit_count(bit_or(1::UBIGINT << ({entity} & 63)))"
+            self.execute(f"""
+                INSERT INTO support
+                WITH sketched AS MATERIALIZED (
+                    SELECT {i} AS support, source, id, entities, k
+                    FROM (SELECT {by} source{relation} AS source, {sketch} AS entities FROM joined
+                          WHERE {entity} IS NOT NULL GROUP BY ALL) AS joined
+                    JOIN owners USING (source) JOIN groups ON {self._same()}),
+                doubtful AS (SELECT * FROM groups WHERE id IN (SELECT id FROM sketched WHERE entities < k))
+                SELECT * FROM sketched WHERE id NOT IN (SELECT id FROM doubtful)
+                UNION ALL
+                SELECT {i}, source, id, count(DISTINCT {entity}), k
+                FROM joined JOIN owners ON source = source{relation} JOIN doubtful AS groups ON {self._same()}
+                WHERE {entity} IS NOT NULL GROUP BY ALL
+            """)
+
+    def _aggregate(self, aggregate: Aggregate) -> str:
+        if aggregate.ref is None:
+            return "count(*)"
+        i = self.refs.index(aggregate.ref)
+        if aggregate.function in ("sum", "avg"):
+            return f"sum(whole{i})"
+        return f"count({'DISTINCT ' if aggregate.function == 'count_distinct' else ''}value{i})"
+
+    def _same(self) -> str:
+        return " AND ".join(["true", *(f"joined.g{i} IS NOT DISTINCT FROM groups.g{i}" for i in self.groups)])
+
+    # hidden
+
+    def hide(self) -> None:
+        """Groups with too little support; then, while the rest has too little, the smallest group that is shown."""
+        self.execute("CREATE TEMP TABLE hidden AS SELECT DISTINCT id FROM support WHERE entities < k")
+        # Every turn adds a group with at least k entities of that support, which so comes up only once.
+        while short := self._short():
+            self.execute(
+                "INSERT INTO hidden SELECT id FROM support WHERE support = ? AND source = ? "
+                "AND id NOT IN (FROM hidden) ORDER BY entities, id LIMIT 1",
+                short,
+            )
+
+    def _short(self) -> tuple[int, int] | None:
+        """A support and owner of whom the hidden groups hold too few entities, while others are shown."""
+        if not self.execute("FROM hidden LIMIT 1").fetchall():
+            return None
+        for i, (relation, entity) in enumerate(self.supports):
+            found = self.execute(f"""
+                SELECT source FROM joined JOIN owners ON source = source{relation}
+                JOIN (SELECT * FROM groups WHERE id IN (FROM hidden)) AS groups ON {self._same()}
+                WHERE source IN (SELECT source FROM support WHERE support = {i} AND id NOT IN (FROM hidden))
+                GROUP BY source, k HAVING count(DISTINCT {entity}) BETWEEN 1 AND k - 1 ORDER BY source LIMIT 1
+            """).fetchall()
+            if found:
+                return i, found[0][0]
+        return None
+
+    # the result
+
+    def shown(self) -> list[pa.Array]:
+        """The groups that are not hidden, in an order that leaves no ties. Raises ProgramRefused result-size."""
+        columns = range(len(self.query.outputs))
+        order = [
+            f"x{order.output} {'DESC' if order.descending else 'ASC'} NULLS {'FIRST' if order.nulls_first else 'LAST'}"
+            for order in self.query.order
+        ]
+        order += [f"x{i} ASC NULLS LAST" for i in columns]
+        found: pa.Table = self.connection.sql(
+            f"SELECT {', '.join(f'{self._output(i)} AS x{i}' for i in columns)} FROM groups "
+            f"WHERE id NOT IN (FROM hidden) ORDER BY {', '.join(order)}"
+        ).to_arrow_table()
+        if found.nbytes > RESULT_BYTES_MAX:
+            raise ProgramRefused("result-size")
+        return [self._column(i, found.column(i)) for i in columns]
+
+    def _output(self, i: int) -> str:
+        aggregate = self.aggregates.get(i)
+        if aggregate is None:
+            return f"g{i}"
+        if aggregate.ref not in self.scales or aggregate.function not in ("sum", "avg"):
+            return f"a{i}"
+        if aggregate.function == "sum" and self._described(aggregate.ref).type == "int64":
+            return f"CAST(a{i} AS BIGINT)"
+        total = f"CAST(a{i} AS DOUBLE) / {self.scales[aggregate.ref] or 1.0:.17e}"
+        return f"{total} / d{i}" if aggregate.function == "avg" else total
+
+    def _column(self, i: int, values: pa.ChunkedArray) -> pa.Array:
+        item = self.query.outputs[i].item
+        if isinstance(item, Aggregate):
+            double = item.function == "avg" or (
+                item.ref is not None and item.function == "sum" and self._described(item.ref).type == "double"
+            )
+            return column(values, TYPES["double" if double else "int64"])
+        if not item.edges:
+            return column(values, TYPES[self._described(item.ref).type])
+        names = labels(item.edges)
+        return pa.array([None if v is None else names[v] for v in values.to_pylist()], TYPES["string"])
+
+    def _sources(self, relation: int) -> tuple[int, ...]:
+        return self.query.relations[relation].sources
+
+    def _described(self, ref: Ref) -> Column:
+        """Its first owner's; type, and buckets and clamp where they are used, are the same for all owners."""
+        described = self.contract.tables[self._sources(ref.relation)[0]].column(ref.column)
+        assert described is not None
+        return described
+
+
+def _column(ref: Ref, form: str) -> str:
+    return f'r{ref.relation}."{form} {ref.column}"'
+
+
+def _forms(described: Column, scale: float | None) -> dict[str, str]:
+    """SQL of a column: its value; as a key of groups; the position of its bucket; clamped and whole, for a sum."""
+    name, whole = f'"{described.name}"', described.type == "int64"
+    # Zero has two signs, which are equal: one of them would show by chance.
+    forms = {
+        "value": name,
+        "key": name if described.type != "double" else f"CASE WHEN {name} = 0 THEN 0 ELSE {name} END",
+    }
+    if described.buckets:
+        edges = [str(ceil(edge)) if whole else f"{edge:.17e}" for edge in described.buckets]
+        cases = " ".join(f"WHEN {name} < {edge} THEN {i}" for i, edge in enumerate(edges))
+        forms["bucket"] = f"CASE {cases} WHEN {name} IS NOT NULL THEN {len(edges)} END"
+    forms["whole"] = name
+    if described.clamp:
+        low, high = (str(int(edge)) if whole else f"{edge:.17e}" for edge in described.clamp)
+        forms["whole"] = f"CASE WHEN {name} < {low} THEN {low} WHEN {name} > {high} THEN {high} ELSE {name} END"
+    if scale is not None and not whole:
+        forms["whole"] = f"CAST({forms['whole']} * {scale:.17e} AS BIGINT)"
+    return forms

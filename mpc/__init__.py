@@ -1,0 +1,1 @@
+"""What all sides of a session must agree on, and everything on the untrusted side."""

@@ -1,0 +1,84 @@
+"""`mpc measure`: the PCRs of an enclave image, or of the image that this installation would give."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mpc.cli.files import PATH
+from mpc.cli.output import BAD, GOOD, Output, examples, with_output
+
+
+@click.command(
+    epilog=examples(
+        "mpc measure                               the image that `mpc run` launches",
+        "mpc measure enclave.eif --json            as nitro-cli describe-eif prints it",
+        "mpc measure --from-source                 what this installation's files must measure",
+        "mpc measure enclave.eif --from-source     is this image that source?",
+    )
+)
+@click.argument("image", type=PATH, required=False)
+@click.option("--from-source", is_flag=True, help="Measure this installation's files; with IMAGE: compare.")
+@click.option("--variant", default="sql", show_default=True, help="Which image of this installation.")
+@with_output
+def measure(out: Output, image: Path | None, from_source: bool, variant: str) -> int:
+    """Print the measurements (PCRs) of IMAGE, an EIF file, or of this installation's own.
+
+    Exit status: 0 measured; 1 IMAGE is not what this installation gives (--from-source); 2 not an image.
+    """
+    from mpc.image import cache
+    from mpc.image.measure import describe
+
+    out.quiet = False  # all that it prints is its result
+    if image is None and from_source:
+        pcrs = cache.measure_from_source(variant).shown()
+        _show(out, f"{variant}, from this installation's files", pcrs)
+        out.document({"Measurements": {"HashAlgorithm": "Sha384 { ... }", **pcrs}})
+        return 0
+    path = image or cache.cached_image(variant)[0]
+    described = describe(path)
+    if from_source:
+        return _compare(out, path, variant, described)
+    _show(out, str(path), _pcrs(described))
+    _about(out, described)
+    out.document(described)
+    return 0
+
+
+def _compare(out: Output, image: Path, variant: str, described: dict[str, Any]) -> int:
+    from mpc.image import build
+
+    difference = build.compare(image, variant)
+    if difference is None:
+        out.verdict("same", f"{image} is what this installation's {variant} files give", GOOD)
+    else:
+        out.verdict("different", f"{image} is not what this installation's {variant} files give", BAD)
+        out.facts([("first difference", difference)])
+    _show(out, "", _pcrs(described))
+    out.document({"same": difference is None, "first_difference": difference, **described})
+    return 0 if difference is None else 1
+
+
+def _pcrs(described: dict[str, Any]) -> dict[str, str]:
+    return {name: value for name, value in described["Measurements"].items() if name.startswith("PCR")}
+
+
+def _show(out: Output, title: str, pcrs: dict[str, str]) -> None:
+    if title:
+        out.line(title, "bold")
+    out.line()
+    meaning = {"PCR0": "whole image", "PCR1": "kernel, boot", "PCR2": "application", "PCR8": "signer"}
+    for name, value in pcrs.items():
+        out.facts([(f"{name}  {meaning.get(name, '')}", value)])
+
+
+def _about(out: Output, described: dict[str, Any]) -> None:
+    rows = [
+        (label, str(described[key]))
+        for label, key in (("name", "ImageName"), ("version", "ImageVersion"))
+        if key in described
+    ]
+    signer = described.get("SigningCertificate", {}).get("IssuerName")
+    rows.append(("signed", ", ".join(signer.values()) if signer else "by nobody"))
+    out.line()
+    out.facts(rows)

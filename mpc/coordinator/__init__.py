@@ -1,0 +1,1 @@
+"""The coordinator: an untrusted mailbox with order. It can prove nothing and read nothing."""

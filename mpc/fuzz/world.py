@@ -1,0 +1,377 @@
+"""One session in memory: the real machines, a network and a host that an adversary owns, virtual time, one seed.
+
+`fair()` lets an honest coordinator deliver everything until the session ends. `step(move)` is one move of the
+adversary (mpc.fuzz.moves); the same seed and the same moves give the same events. After each step the invariants
+(mpc.fuzz.invariants) judge by what really happened. Signatures, sealing, documents and their appraisal are the real
+ones; HPKE draws its own entropy, so ciphertexts differ between two replays, and nothing else does.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha384
+from random import Random
+from typing import Any, NamedTuple, TypeVar, cast
+
+from enclave_runtime import enclave as runtime
+from mpc.attestation import AppraisalPolicy, Measurement, verify
+from mpc.coordinator.mailbox import EnclaveLost, Post
+from mpc.fuzz.actors import (
+    FORWARDED,
+    Actor,
+    ApproverActor,
+    CoordinatorActor,
+    EnclaveActor,
+    Item,
+    Keys,
+    PartyActor,
+    Put,
+    SeededCryptography,
+)
+from mpc.fuzz.facts import Broken, Fact, Seen, Shown, Spoke
+from mpc.host.simulated_root import SimulatedRoot
+from mpc.protocol import contract as terms
+from mpc.protocol.contract import Contract
+from mpc.protocol.errors import PeerError, PolicyError
+from mpc.protocol.messages import KINDS, sign
+from mpc.protocol.sealing import CHUNK_BYTES, OpeningKey
+from mpc.protocol.signing import SigningKey, open_signed
+from mpc.transport import Entry, EpochOpened, Said
+from parties.party import Committed, Memory, Sealed
+
+START_MS = 1_800_000_000_000
+CONSENT_MS, SEAL_MS, RELEASE_MS = 60_000, 120_000, 240_000  # deadlines, from the start
+PCRS = {index: sha384(b"agreed image %d" % index).digest() for index in (0, 1, 2)}
+OTHER_PCRS = {**PCRS, 2: sha384(b"another application").digest()}
+F = TypeVar("F")
+STEPS_MAX = 20_000  # of a fair run: far more than any needs
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Who is in the session, and who of them is corrupt."""
+
+    parties: int = 3
+    approvers: int = 0
+    quorum: int = 0
+    epochs_max: int = 3
+    corrupt: frozenset[str] = frozenset()
+    long: bool = False  # the first party's first table takes two chunks
+    wide: bool = False  # the first party has two tables
+
+    @classmethod
+    def draw(cls, random: Random) -> "Setting":
+        """Any setting with at least one honest party."""
+        parties, approvers = random.randint(1, 4), random.choice((0, 0, 1, 3))
+        names = [*(f"party-{i}" for i in range(1, parties)), *(f"approver-{i}" for i in range(approvers))]
+        return cls(
+            parties=parties,
+            approvers=approvers,
+            quorum=random.randint(0, approvers),
+            epochs_max=random.randint(1, 4),
+            corrupt=frozenset(random.sample(names, random.randint(0, len(names)))),
+            long=random.random() < 0.1,
+            wide=random.random() < 0.2,
+        )
+
+
+class Move(NamedTuple):
+    """One move of the adversary: its name in mpc.fuzz.moves.MOVES, and the seed of its details."""
+
+    name: str
+    draw: int
+
+
+class World:
+    """All actors of one session, the wires between them, and what really happened."""
+
+    def __init__(self, seed: int, setting: Setting | None = None) -> None:
+        self.seed, self.random = seed, Random(seed)
+        self.setting = setting or Setting()
+        self.now_ms = START_MS
+        self.compute_ms = 0  # how long the joint program takes
+        self.root, self.pcrs = simulated_root(), PCRS
+        self.policy = AppraisalPolicy((Measurement("world", PCRS),), frozenset({self.root.fingerprint}))
+        self.wires: defaultdict[str, list[Item]] = defaultdict(list)
+        self.story: list[str] = []
+        self.facts: list[Fact] = []
+        self._by_kind: defaultdict[type, list[Any]] = defaultdict(list)
+        self.checked = 0  # facts that the invariants have seen
+        self._draw_keys()
+        self.contract = self._draw_contract()
+        self.proposal = sign(self.author, self.contract)
+        self._record_nothing()
+        self.enclaves: list[EnclaveActor] = []
+        self.coordinator: CoordinatorActor = CoordinatorActor(self, self.proposal)
+        self.parties = {name: self._draw_party(name) for name in self.contract.parties}
+        self.approvers = {
+            name: ApproverActor(self, self.keys[name], honest=self.is_honest(name))
+            for name in self.contract.approvals.approvers
+        }
+        self.launch(1)
+
+    def _draw_keys(self) -> None:
+        draw = SeededCryptography(f"{self.seed} keys")
+        setting = self.setting
+        names = [*(f"party-{i}" for i in range(setting.parties)), *(f"approver-{i}" for i in range(setting.approvers))]
+        self.keys = {name: Keys.draw(name, draw) for name in names}
+        self.author = SigningKey(draw.random(32))
+        self.stranger = SigningKey(draw.random(32))  # the adversary's own keys
+        self.strangers_opening = OpeningKey(draw.random(32))
+
+    def _draw_contract(self) -> Contract:
+        parties = [name for name in self.keys if name.startswith("party")]
+        approvers = tuple(name for name in self.keys if name.startswith("approver"))
+        columns = (terms.Column("value", "string"),)
+        owned = [(name, "rows") for name in parties] + ([("party-0", "more")] if self.setting.wide else [])
+        pcr0, pcr1, pcr2 = PCRS.values()
+        return Contract(
+            version=1,
+            random=SeededCryptography(f"{self.seed} contract").random(32),
+            name="world",
+            title="A digest of everything",
+            author=self.author.public,
+            participants=tuple(keys.participant for keys in self.keys.values()),
+            tables=tuple(
+                terms.Table(table, owner, terms.Rule("exact"), columns, 4 * CHUNK_BYTES) for owner, table in owned
+            ),
+            program=terms.Program("digest", ""),
+            recipients=tuple(parties[:2]),
+            receipt_recipients=tuple(parties[2:3]),
+            approvals=terms.Approvals(self.setting.quorum, approvers),
+            enclave=terms.Enclave(
+                image="core",
+                measurements=(terms.Measurement("world", pcr0, pcr1, pcr2),),
+                root=self.root.fingerprint,
+                simulated=True,
+                cpus=1,
+                memory_bytes=64 << 20,
+            ),
+            deadlines=terms.Deadlines(START_MS + CONSENT_MS, START_MS + SEAL_MS, START_MS + RELEASE_MS),
+            epochs_max=self.setting.epochs_max,
+        )
+
+    def _draw_party(self, name: str) -> PartyActor:
+        return PartyActor(self, self.keys[name], self.draw_tables(name), honest=self.is_honest(name))
+
+    def draw_tables(self, name: str, form: bytes = b"") -> dict[int, bytes]:
+        """New tables for a party; each line of an honest one is a canary."""
+        size = {0: 2 + CHUNK_BYTES // 40} if self.setting.long and name == "party-0" else {}
+        tables = {}
+        for stream in self.contract.tables_of(name):
+            lines = [b"CANARY %s %d %016x\n" % (name.encode(), stream, self.random.getrandbits(64))]
+            tables[stream] = form + b"".join(lines * size.get(stream, self.random.randint(1, 20)))
+            self.canaries[name].append(lines[0])
+        return tables
+
+    def is_honest(self, name: str) -> bool:
+        return name not in self.setting.corrupt
+
+    # What a party's process is given.
+
+    def accepts(self, contract: Contract) -> None:
+        """Every party's own policy: this contract and no other."""
+        if contract != self.contract:
+            raise PolicyError("a contract that this party's policy does not name")
+
+    def appraise(
+        self, document: bytes, *, nonce: bytes, user_data: bytes, public_key: bytes, contract: Contract, at: int | None
+    ) -> None:
+        """The production verifier, under the policy of this world and the contract's own PCR."""
+        own = {runtime.CONTRACT_PCR: sha384(bytes(48) + contract.digest).digest()}
+        verify(document, self.policy, nonce=nonce, user_data=user_data, public_key=public_key, pcrs=own, at=at)
+
+    # What really happened.
+
+    def _record_nothing(self) -> None:
+        self.canaries: defaultdict[str, list[bytes]] = defaultdict(list)  # of each party, all that it ever held
+        self.inputs: dict[bytes, dict[int, bytes]] = {}  # commitment → the tables behind it
+        self.content_keys: set[bytes] = set()
+        self.pool: list[bytes] = [self.proposal]  # every envelope that was ever said
+
+    def note(self, *facts: Fact) -> None:
+        for fact in facts:
+            self.facts.append(fact)
+            self._by_kind[type(fact)].append(fact)
+
+    def of(self, kind: type[F]) -> list[F]:
+        """All facts of one kind."""
+        return cast("list[F]", self._by_kind[kind])
+
+    def tell(self, line: str, *facts: Fact) -> None:
+        """A line of the story: the same in every replay."""
+        self.story.append(line)
+        self.note(*facts)
+
+    def remembered(self, party: PartyActor, memory: Memory) -> None:
+        if isinstance(memory, Committed) and memory.tables == party.spool():
+            self.inputs[memory.commitment] = dict(party.tables)
+        elif isinstance(memory, Sealed):
+            self.content_keys.update(memory.keys)
+
+    # The wires, as an honest coordinator and host use them.
+
+    def post(self, sender: Actor, envelope: bytes) -> None:
+        """A participant or an enclave says something."""
+        self.pool.append(envelope)
+        self.note(Seen(envelope))
+        signed = open_signed(envelope)
+        if not isinstance(sender, EnclaveActor):
+            self.note(Spoke(sender.name, sender.honest, KINDS[signed.kind].decode(signed.payload), signed))
+        self.wires["coordinator"].append(Post(envelope))
+
+    def put(self, put: Put) -> None:
+        self.note(Seen(put.box))
+        self.wires["coordinator"].append(put)
+
+    def lost(self, epoch: int) -> None:
+        """The host says that an enclave is gone."""
+        self.wires["coordinator"].append(EnclaveLost(epoch))
+
+    def publish(self, entry: Entry) -> None:
+        """The coordinator's log has grown; its host follows it."""
+        for name in (*self.parties, *self.approvers):
+            self.wires[name].append(entry)
+        if isinstance(entry, EpochOpened):
+            self.launch(entry.epoch)
+        elif isinstance(entry, Said) and open_signed(entry.envelope).kind in FORWARDED:
+            for enclave in self.running(self.coordinator.mailbox.session.epoch):
+                self.wires[enclave.name].append(runtime.Message(entry.envelope))
+
+    def pipe(self, put: Put) -> None:
+        """A chunk has been stored."""
+        if put.stream < len(self.contract.tables):
+            for enclave in self.running(put.epoch):
+                self.wires[enclave.name].append(runtime.Chunk(put.stream, put.index, put.box))
+
+    def running(self, epoch: int) -> list[EnclaveActor]:
+        return [enclave for enclave in self.enclaves if enclave.epoch == epoch and enclave.alive]
+
+    def launch(
+        self, epoch: int, *, proposal: bytes = b"", pcrs: Mapping[int, bytes] = PCRS, debug: bool = False
+    ) -> EnclaveActor:
+        """The host starts an enclave and tells it what the coordinator has heard so far."""
+        enclave = EnclaveActor(self, len(self.enclaves), epoch, proposal or self.proposal, pcrs, debug=debug)
+        self.enclaves.append(enclave)
+        wire = self.wires[enclave.name]
+        wire.append(runtime.Begin(enclave.proposal, epoch))
+        since = max((i for i, entry in enumerate(self.coordinator.log) if isinstance(entry, EpochOpened)), default=0)
+        said = [entry.envelope for entry in self.coordinator.log[since:] if isinstance(entry, Said)]
+        wire += [runtime.Message(envelope) for envelope in said if open_signed(envelope).kind in FORWARDED]
+        return enclave
+
+    def kill_enclave(self, enclave: EnclaveActor) -> None:
+        """It is gone, and an honest host says so."""
+        if enclave.alive:
+            enclave.kill()
+            self.lost(enclave.epoch)
+
+    # Time and order.
+
+    @property
+    def actors(self) -> dict[str, Actor]:
+        members: Iterable[Actor] = (
+            self.coordinator,
+            *self.parties.values(),
+            *self.approvers.values(),
+            *self.enclaves,
+        )
+        return {actor.name: actor for actor in members}
+
+    def ready(self) -> list[str]:
+        """Who has something on its wire."""
+        return [name for name, actor in self.actors.items() if self.wires[name] and not actor.silent]
+
+    def deliver(self, name: str, index: int = 0) -> None:
+        self.actors[name].receive(self.wires[name].pop(index))
+
+    def advance(self, milliseconds: int) -> None:
+        """Time passes, and everybody looks at the clock."""
+        self.now_ms += milliseconds
+        for actor in self.actors.values():
+            if actor.alive:
+                actor.tick()
+
+    def step(self, move: Move) -> None:
+        """One move of the adversary; raises Broken when an invariant does not hold afterwards."""
+        from mpc.fuzz import invariants, moves  # they need this module
+
+        moves.MOVES[move.name].play(self, Random(move.draw))
+        invariants.check(self)
+
+    def fair_step(self) -> bool:
+        """Deliver one thing, in the order of its wire, or go on with a process's own work; False when all wait."""
+        from mpc.fuzz import invariants
+
+        ready = self.ready()
+        if ready:
+            self.deliver(self.random.choice(ready))
+        elif not any(actor.work() for actor in self.actors.values()):
+            return False
+        invariants.check(self)
+        return True
+
+    def fair(self) -> None:
+        """Until the session is over for everybody who is alive; whoever died starts again.
+
+        Raises:  Broken when an invariant does not hold, or when the session does not end by its last deadline.
+        """
+        for _ in range(STEPS_MAX):
+            for actor in self.actors.values():
+                if not actor.alive and not isinstance(actor, EnclaveActor):
+                    actor.start()
+            if self.fair_step():
+                continue
+            if self.over():
+                return
+            deadlines = self.contract.deadlines
+            later = [at for at in (deadlines.consent_ms, deadlines.seal_ms, deadlines.release_ms) if at >= self.now_ms]
+            if not later:
+                break
+            self.advance(later[0] + 1 - self.now_ms)
+        raise Broken("termination", f"a fair network, and after {STEPS_MAX} steps or the last deadline no end")
+
+    def settle(self) -> None:
+        """Time runs out; whoever is alive must see that by its own clock."""
+        from mpc.fuzz import invariants
+
+        skew_ms = max(abs(actor.skew_ms) for actor in self.actors.values())
+        self.advance(RELEASE_MS + skew_ms + 1)
+        invariants.check(self)
+
+    def over(self) -> bool:
+        return self.coordinator.mailbox.ended is not None and all(
+            party.ending is not None for party in self.parties.values()
+        )
+
+    def endings(self) -> dict[str, tuple[bool, str]]:
+        """Party → whether it got a release, and why not."""
+        return {
+            name: (party.ending.released, party.ending.why) for name, party in self.parties.items() if party.ending
+        }
+
+    def held(self) -> Sequence[SigningKey]:
+        """The keys that the adversary signs with."""
+        return [self.stranger, *(self.keys[name].signing for name in sorted(self.setting.corrupt))]
+
+    def held_opening(self) -> Sequence[OpeningKey]:
+        return [self.strangers_opening, *(self.keys[name].opening for name in sorted(self.setting.corrupt))]
+
+
+@lru_cache(maxsize=1)
+def simulated_root() -> SimulatedRoot:
+    """One for all worlds: making it is slow, and its key is nobody's secret here."""
+    return SimulatedRoot.create(entropy=SeededCryptography("root").random, now_ms=START_MS)
+
+
+def read(envelope: bytes) -> tuple[str, bytes] | None:
+    """Kind and signer of an envelope, or None when it is none."""
+    try:
+        signed = open_signed(envelope)
+    except PeerError:
+        return None
+    return signed.kind, signed.signer
+
+
+__all__ = ["PCRS", "Broken", "Move", "Setting", "Shown", "World", "read"]

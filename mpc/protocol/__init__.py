@@ -1,0 +1,1 @@
+"""The protocol: pure, measured into the enclave image, imports nothing of ours."""

@@ -1,0 +1,56 @@
+"""What a party signed and sealed, on disk before the message leaves: it keeps the party honest to itself."""
+
+import fcntl
+import os
+import sqlite3
+from pathlib import Path
+
+from mpc.protocol.errors import LocalError
+from parties.party import Committed, Consented, Finished, Memory, Sealed
+
+_KINDS: dict[str, type[Committed | Consented | Sealed | Finished]] = {
+    cls.__name__: cls for cls in (Committed, Consented, Sealed, Finished)
+}
+
+
+class Ledger:
+    """One folder's ledger; only one process at a time has it open."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises LocalError when another process has it, or when it cannot be read."""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = os.open(folder / "ledger.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise LocalError(f"{folder}: another process is this party; wait for it, or end it") from None
+        path = folder / "ledger.sqlite"
+        path.touch(mode=0o600)
+        try:
+            self._database = sqlite3.connect(path, isolation_level=None)
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=FULL")
+            self._database.execute(
+                "CREATE TABLE IF NOT EXISTS memory"
+                " (number INTEGER PRIMARY KEY, contract BLOB, kind TEXT, body BLOB) STRICT"
+            )
+        except sqlite3.Error as error:
+            raise LocalError(f"{path}: not a ledger that can be used ({error})") from None
+
+    def write(self, memory: Memory) -> None:
+        """On the disk when this returns; raises LocalError when that failed."""
+        row = (memory.contract, type(memory).__name__, memory.encode())
+        try:
+            self._database.execute("INSERT INTO memory (contract, kind, body) VALUES (?, ?, ?)", row)
+        except sqlite3.Error as error:
+            raise LocalError(f"the ledger cannot be written ({error}); nothing was sent") from None
+
+    def read(self, contract: bytes) -> list[Memory]:
+        """What was remembered for one contract, in order."""
+        rows = self._database.execute("SELECT kind, body FROM memory WHERE contract = ? ORDER BY number", (contract,))
+        return [_KINDS[kind].decode(body) for kind, body in rows]
+
+    def close(self) -> None:
+        self._database.close()
+        os.close(self._lock)
