@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import os
 import socket
+from pathlib import Path
 
 from enclave_runtime.enclave import (
     Action,
@@ -19,13 +20,13 @@ from enclave_runtime.enclave import (
     SendChunk,
 )
 from enclave_runtime.engine import Engine
-from enclave_runtime.nsm import over_socket
+from enclave_runtime.nsm import device, over_socket
 from enclave_runtime.programs import ProgramRefused
 from mpc.protocol.channel import (
     BODY_BYTES_MAX,
     HEADER,
     Frame,
-    chunk_frame,
+    chunk_head,
     frame,
     parse_begin,
     parse_chunk,
@@ -107,7 +108,7 @@ def _perform(actions: list[Action], channel: socket.socket, tables: Tables, engi
         if isinstance(action, Compute):  # always the last
             return _compute(action, tables, engine)
         if isinstance(action, SendChunk):
-            channel.sendall(chunk_frame(action.stream, action.index, action.box))
+            channel.sendall(chunk_head(action.stream, action.index, len(action.box)) + action.box)
         elif isinstance(action, Send):
             channel.sendall(frame(Frame.MESSAGE, action.envelope))
         elif isinstance(action, Close):
@@ -127,7 +128,8 @@ def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     engine = Engine()  # forked before there is any secret, and without the channel and the NSM
     tables = Tables()
-    enclave = Enclave(over_socket(socket.socket(fileno=NSM_FD)), Cryptography(), tables)
+    nsm = device() if Path("/dev/nsm").exists() else over_socket(socket.socket(fileno=NSM_FD))  # Nitro, or local
+    enclave = Enclave(nsm, Cryptography(), tables)
     serve(socket.socket(fileno=CHANNEL_FD), enclave, tables, engine)
 
 

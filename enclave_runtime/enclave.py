@@ -286,7 +286,7 @@ class Enclave:
             try:
                 self._results.append((self._seal_key(session, recipient, stream, secret, result), secret, result))
             except SealError:  # the contract's key for this recipient is none
-                return self._abort("program")
+                return self._abort("engine")
         salt = self._cryptography.random(32)
         summary = digest("enclave-mpc/1 summary", salt, *(sealed.commitment for sealed, _, _ in self._results))
         assert session.binding is not None
@@ -307,15 +307,15 @@ class Enclave:
     def _release(self, session: Session) -> list[Action]:
         assert session.binding is not None
         binding = session.binding
-        if self._now() > session.contract.deadlines.release_ms:
+        receipt = Receipt(binding.digest, session.history(), tuple(sealed for sealed, _, _ in self._results))
+        document = self._nsm.attest(nonce=binding.digest, user_data=receipt.digest, public_key=binding.signing_key)
+        if timestamp_ms(document) > session.deadline_ms:
             return self._abort("late")
         chunks = [
             SendChunk(sealed.key.stream, index, ChunkCipher(secret).seal(chunk, index))
             for sealed, secret, result in self._results
             for index, chunk in enumerate(cut(result))
         ]
-        receipt = Receipt(binding.digest, session.history(), tuple(sealed for sealed, _, _ in self._results))
-        document = self._nsm.attest(nonce=binding.digest, user_data=receipt.digest, public_key=binding.signing_key)
         return [*chunks, self._say(Release(receipt, document)), *self._close()]
 
     def _abort(self, reason: Reason, blamed: str | None = None) -> list[Action]:

@@ -1,6 +1,6 @@
-"""The engine: a child process that opens the tables and runs the program. It holds no key and reaches no channel.
+"""The engine: a child process that reads hostile tables and runs the program. It holds no key and reaches nothing.
 
-Forked before there is any secret, with one socket to its parent; tables come as shared memory.
+The parent believes nothing that it says but the bytes of a result, and ends it after one job.
 """
 
 import ctypes
@@ -15,130 +15,161 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from enclave_runtime.programs import ProgramRefused, open_tables, preload, program
+from enclave_runtime.programs import CODES, ProgramRefused, open_tables, program, warm
 from mpc.protocol.contract import Contract
-from mpc.protocol.encoding import decode, encode
+from mpc.protocol.errors import ContractError
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4
-RESULT_BYTES_MAX = 1 << 30  # of all recipients together
-_LENGTH = struct.Struct(">Q")
-_FILES_A_MESSAGE = 200  # the kernel's limit is 253
-_NOBODY, _EMPTY = 65534, "/var/empty"
+RESULT_BYTES_MAX = 256 << 20  # of all recipients together
+FILES_PER_MESSAGE = 200  # the kernel passes at most 253 at once
+NOBODY, EMPTY = 65534, "/var/empty"
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
+
+_JOB = struct.Struct(">II")  # bytes of the contract, tables; then the contract, and 8 bytes of length for each table
 
 
 class Engine:
-    """One child, one job."""
+    """Forks when it is made: before there is any secret, in a process of one thread. For one job."""
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
         self._pid = os.fork()
         if self._pid == 0:
-            _serve(theirs)
+            _child(theirs)
         theirs.close()
 
-    def compute(self, contract: Contract, tables: Sequence[tuple[int, int]], seconds: float) -> dict[str, bytes]:
-        """Args: tables: (memory file, length in bytes), in the contract's order. Returns: recipient → result.
+    def compute(self, contract: Contract, tables: Sequence[tuple[int, int]], timeout_s: float) -> dict[str, bytes]:
+        """Run the contract's program. The child is gone afterwards, whatever came of it.
 
-        Raises:  ProgramRefused. The child is gone afterwards, whatever came of it.
+        Args:    tables: file descriptor of shared memory and bytes in it, in the order of the contract's tables.
+        Returns: recipient → result.
+        Raises:  ProgramRefused.
         """
+        until = time.monotonic() + timeout_s
+        encoded, lengths = contract.encode(), [length for _, length in tables]
         try:
-            self._socket.settimeout(max(seconds, 0.001))
-            _send(self._socket, encode({"contract": contract.encode(), "lengths": [length for _, length in tables]}))
-            for start in range(0, len(tables), _FILES_A_MESSAGE):
-                socket.send_fds(self._socket, [b"-"], [file for file, _ in tables[start : start + _FILES_A_MESSAGE]])
-            until = time.monotonic() + seconds
-            answer = decode(bytes(_receive(self._socket, 1 << 20, until)))
-            if answer["refused"] is not None:
-                raise ProgramRefused(*answer["refused"])
-            return {name: bytes(_receive(self._socket, RESULT_BYTES_MAX, until)) for name in contract.recipients}
+            self._socket.settimeout(max(timeout_s, 0.001))
+            self._socket.sendall(_JOB.pack(len(encoded), len(tables)) + encoded)
+            self._socket.sendall(struct.pack(f">{len(tables)}Q", *lengths))
+            for first in range(0, len(tables), FILES_PER_MESSAGE):
+                files = [file for file, _ in tables[first : first + FILES_PER_MESSAGE]]
+                socket.send_fds(self._socket, [b"\0"], files)
+                _read(self._socket, 1, until)  # taken: the kernel limits how many are under way
+            header = _answer(contract)
+            code, table, *sizes = header.unpack(_read(self._socket, header.size, until))
+            # The child may be anybody's by now: each number is checked before it is used.
+            if 0 <= code < len(CODES) and -1 <= table < len(contract.tables):
+                raise ProgramRefused(tuple(CODES)[code], None if table == -1 else table)
+            if code != -1 or sum(sizes) > RESULT_BYTES_MAX:
+                raise ProgramRefused("engine")
+            results = zip(contract.recipients, sizes, strict=True)
+            return {recipient: bytes(_read(self._socket, size, until)) for recipient, size in results}
         except TimeoutError:
             raise ProgramRefused("time") from None
-        except (EOFError, OSError):
+        except (OSError, EOFError):
             raise ProgramRefused("engine") from None
         finally:
             self.close()
 
     def close(self) -> None:
-        """Kill the child; again is nothing."""
+        """End the child, whatever it does; again is nothing."""
+        self._socket.close()
         if self._pid:
-            self._socket.close()
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
             self._pid = 0
 
 
-def _send(sock: socket.socket, data: bytes) -> None:
-    sock.sendall(_LENGTH.pack(len(data)))
-    sock.sendall(data)
+def _answer(contract: Contract) -> struct.Struct:
+    """Position in CODES or -1, table or -1, bytes of each recipient's result; then the results."""
+    return struct.Struct(f">bi{len(contract.recipients)}Q")
 
 
-def _receive(sock: socket.socket, most: int, until: float | None = None) -> bytearray:
-    """One message. Raises EOFError when the other end is gone or says too much, TimeoutError."""
-    (length,) = _LENGTH.unpack(_exactly(sock, _LENGTH.size, until))
-    if length > most:
-        raise EOFError
-    return _exactly(sock, length, until)
-
-
-def _exactly(sock: socket.socket, count: int, until: float | None) -> bytearray:
-    data = bytearray(count)
+def _read(connection: socket.socket, size: int, until: float | None = None) -> bytearray:
+    """Exactly so many bytes. Raises EOFError, TimeoutError."""
+    data = bytearray(size)
     place = memoryview(data)
     while place:
         if until is not None:
-            sock.settimeout(max(until - time.monotonic(), 0.001))
-        got = sock.recv_into(place)
-        if got == 0:
+            connection.settimeout(max(until - time.monotonic(), 0.001))
+        count = connection.recv_into(place)
+        if count == 0:
             raise EOFError
-        place = place[got:]
+        place = place[count:]
     return data
 
 
-def _serve(sock: socket.socket) -> NoReturn:
-    """The child: one job, one answer, the end. Whatever goes wrong is its end, without a word."""
+def _child(connection: socket.socket) -> NoReturn:
+    """One job, one answer, the end. Whatever goes wrong is the end too, without a word."""
     try:
-        _confine(sock.fileno())
-        preload()
-        _leave_the_system()
-        job = decode(bytes(_receive(sock, 1 << 23)))
-        contract = Contract.decode(job["contract"])
-        files: list[int] = []
-        while len(files) < len(job["lengths"]):
-            files += socket.recv_fds(sock, 1, _FILES_A_MESSAGE)[1]
-        most = contract.enclave.memory_bytes  # private memory; the tables are the parent's
-        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-        maps = [mmap.mmap(file, 0, prot=mmap.PROT_READ) for file in files]
-        try:
-            tables = open_tables(contract, [memoryview(m)[:n] for m, n in zip(maps, job["lengths"], strict=True)])
-            results = program(contract.program.kind).run(contract, tables)
-        except ProgramRefused as refusal:
-            _send(sock, encode({"refused": [refusal.code, refusal.table_index]}))
-        else:
-            if sum(map(len, results.values())) > RESULT_BYTES_MAX:
-                _send(sock, encode({"refused": ["result-size", None]}))
-            else:
-                _send(sock, encode({"refused": None}))
-                for name in contract.recipients:
-                    _send(sock, results[name])
+        _lock(connection.fileno())
+        warm()
+        _leave_root()
+        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which clears it
+        _prctl(PR_SET_DUMPABLE, 0)
+        _work(connection)
     finally:
         os._exit(0)
 
 
-def _confine(own: int) -> None:
-    """No descriptor but the one socket; no core, no reader of its memory, no life without the parent."""
-    os.closerange(3, own)
-    os.closerange(own + 1, os.sysconf("SC_OPEN_MAX"))
-    prctl = ctypes.CDLL(None).prctl
-    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+def _work(connection: socket.socket) -> None:
+    size, count = _JOB.unpack(_read(connection, _JOB.size))
+    contract = Contract.decode(bytes(_read(connection, size)))
+    lengths = struct.unpack(f">{count}Q", _read(connection, 8 * count))
+    buffers: list[mmap.mmap] = []
+    while len(buffers) < count:
+        for file in socket.recv_fds(connection, 1, FILES_PER_MESSAGE)[1]:
+            buffers.append(mmap.mmap(file, lengths[len(buffers)], mmap.MAP_SHARED, mmap.PROT_READ))
+            os.close(file)
+        connection.sendall(b"\0")
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    memory = min(contract.enclave.memory_bytes, hard if hard >= 0 else 1 << 62)  # private; tables are the parent's
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    try:
+        results = program(contract.program.kind).run(contract, open_tables(contract, buffers))
+    except (ProgramRefused, ContractError) as error:
+        refused = error if isinstance(error, ProgramRefused) else ProgramRefused("query")
+        table = -1 if refused.table_index is None else refused.table_index
+        none = [0] * len(contract.recipients)
+        connection.sendall(_answer(contract).pack(tuple(CODES).index(refused.code), table, *none))
+        return
+    ordered = [results[recipient] for recipient in contract.recipients]
+    connection.sendall(_answer(contract).pack(-1, -1, *map(len, ordered)))
+    for result in ordered:
+        connection.sendall(result)
 
 
-def _leave_the_system() -> None:
-    """In a machine of its own it is root, and /dev/nsm a file that it could open: leave both behind."""
-    if Path("/dev/nsm").exists():
-        Path(_EMPTY).mkdir(parents=True, exist_ok=True)
-        os.chroot(_EMPTY)
+def _lock(kept: int) -> None:
+    """No descriptor but one, no writing to files, no core, no new privileges."""
+    os.closerange(0, kept)
+    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+    nothing = os.memfd_create("nothing")
+    for standard in range(3):  # else a table becomes what a library prints into
+        os.dup2(nothing, standard)
+    for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
+        resource.setrlimit(limit, (0, 0))
+    for ignored in (signal.SIGXFSZ, signal.SIGINT):  # to print is no reason to die; the parent decides when
+        signal.signal(ignored, signal.SIG_IGN)
+    _prctl(PR_SET_DUMPABLE, 0)
+    _prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def _leave_root() -> None:
+    """On Nitro the enclave is root, and /dev/nsm a file: go where there is none, as nobody."""
+    if os.getuid() != 0:
+        return
+    needed = Path("/dev/nsm").exists()
+    try:
+        Path(EMPTY).mkdir(mode=0o555, parents=True, exist_ok=True)
+        os.chroot(EMPTY)
         os.chdir("/")
         os.setgroups([])
-        os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-        os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+    except OSError:  # root without its powers, as in a container
+        if needed:
+            raise
+
+
+def _prctl(option: int, value: int) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl {option}")

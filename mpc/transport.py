@@ -1,26 +1,29 @@
 """What parties, host and coordinator say to each other: msgpack frames on a byte stream, and the session's log.
 
-A frame is a length (4 bytes, big-endian) and a msgpack map with text keys. Nothing here is trusted: messages
-are signed, chunks are sealed, and the log's own entries are hints that a machine checks.
+A frame is two lengths (4 bytes each, big-endian), a msgpack map with text keys, and perhaps a chunk. Nothing here is
+trusted: messages are signed, chunks are sealed, and the log's own entries are hints that a machine checks.
 """
 
+import os
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import msgpack
 import trio
 
 from mpc.protocol.errors import EncodingError, PeerError
+from mpc.protocol.sealing import BOX_BYTES_MAX, Buffer
 from mpc.protocol.signing import ENVELOPE_BYTES_MAX
 
-FRAME_BYTES_MAX = ENVELOPE_BYTES_MAX + 1024  # the largest thing carried is one envelope; a chunk is 1 MiB
+FRAME_BYTES_MAX = ENVELOPE_BYTES_MAX + 1024  # the largest thing carried is one envelope
 RETRY_S, RETRY_S_MAX = 0.05, 2.0  # between attempts to reach a coordinator
 BROKEN = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.EndOfChannel)
 SOCKET_BUFFER_BYTES = 4 << 20
-_LENGTH = struct.Struct(">I")
+_LENGTHS = struct.Struct(">II")
 
 
 @dataclass(frozen=True)
@@ -74,29 +77,63 @@ class Refused(PeerError):
 
 
 class Connection:
-    """Frames on one stream. The caller owns deadlines, and sends from one task at a time."""
+    """Frames on one stream socket. The caller owns deadlines, and sends from one task at a time.
 
-    def __init__(self, stream: trio.SocketStream, frame_bytes_max: int = FRAME_BYTES_MAX) -> None:
-        self._stream, self._most = stream, frame_bytes_max
-        self._buffer = bytearray()
+    A chunk travels behind its frame, as it is: in the frame that comes out it is `box`, a view that is good until
+    the next `receive`, so that a gigabyte goes through in one buffer.
+    """
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream, self._socket = stream, stream.socket
+        self._box = bytearray()
         for option in (trio.socket.SO_SNDBUF, trio.socket.SO_RCVBUF):  # room for a chunk: fewer turns
-            stream.socket.setsockopt(trio.socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
+            self._socket.setsockopt(trio.socket.SOL_SOCKET, option, SOCKET_BUFFER_BYTES)
 
-    async def send(self, frame: dict[str, Any]) -> None:
+    async def send(self, frame: dict[str, Any], box: Buffer = b"") -> None:
+        await self.send_head(frame, len(box))
+        if box:
+            await self._stream.send_all(box)
+
+    async def send_file(self, frame: dict[str, Any], path: Path) -> None:
+        """A frame with a whole file as its box."""
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            await self.send_head(frame, size)
+            sent = 0
+            while sent < size:
+                try:
+                    sent += os.sendfile(self._socket.fileno(), file.fileno(), sent, size - sent)
+                except BlockingIOError:
+                    await trio.lowlevel.wait_writable(self._socket)
+                except OSError as error:
+                    raise trio.BrokenResourceError(str(error)) from None
+
+    async def send_head(self, frame: dict[str, Any], box_bytes: int) -> None:
         body = msgpack.packb(frame)
-        await self._stream.send_all(_LENGTH.pack(len(body)))
-        await self._stream.send_all(body)
+        await self._stream.send_all(_LENGTHS.pack(len(body), box_bytes) + body)
 
     async def receive(self) -> dict[str, Any]:
         """The next frame; raises trio.EndOfChannel at the end, EncodingError for what is no frame."""
-        (length,) = _LENGTH.unpack(await self._take(_LENGTH.size))
-        if length > self._most:
-            raise EncodingError("frame", expected=f"at most {self._most} bytes", got=length)
-        return unpack(await self._take(length))
+        head = bytearray(_LENGTHS.size)
+        await self._fill(memoryview(head), at_start=True)
+        length, box_bytes = _LENGTHS.unpack(head)
+        if length > FRAME_BYTES_MAX or box_bytes > BOX_BYTES_MAX:
+            expected = f"at most {FRAME_BYTES_MAX} bytes and a box of {BOX_BYTES_MAX}"
+            raise EncodingError("frame", expected=expected, got=(length, box_bytes))
+        body = bytearray(length)
+        await self._fill(memoryview(body))
+        frame = unpack(bytes(body))
+        if "box" in frame:
+            raise EncodingError("frame", expected="a box behind it, not in it")
+        if box_bytes:
+            self._box = self._box or bytearray(BOX_BYTES_MAX)
+            frame["box"] = memoryview(self._box)[:box_bytes]
+            await self._fill(frame["box"])
+        return frame
 
-    async def ask(self, frame: dict[str, Any]) -> dict[str, Any]:
+    async def ask(self, frame: dict[str, Any], box: Buffer = b"") -> dict[str, Any]:
         """Send a request and give its answer; raises Refused with the other end's words."""
-        await self.send(frame)
+        await self.send(frame, box)
         answer = await self.receive()
         if "refused" in answer:
             raise Refused(str(answer["refused"])[:500])
@@ -113,17 +150,18 @@ class Connection:
         with trio.move_on_after(1, shield=True):
             await self._stream.aclose()
 
-    async def _take(self, count: int) -> bytes:
-        while len(self._buffer) < count:
-            data = await self._stream.receive_some(max(65536, count - len(self._buffer)))
-            if not data:
-                if self._buffer:
-                    raise EncodingError("stream", expected="a whole frame", got="its beginning")
-                raise trio.EndOfChannel
-            self._buffer += data
-        taken = bytes(self._buffer[:count])
-        del self._buffer[:count]
-        return taken
+    async def _fill(self, place: memoryview, *, at_start: bool = False) -> None:
+        done = 0
+        while done < len(place):
+            try:
+                count = await self._socket.recv_into(place[done:])
+            except OSError as error:
+                raise trio.BrokenResourceError(str(error)) from None
+            if count == 0:
+                if at_start and done == 0:
+                    raise trio.EndOfChannel
+                raise trio.BrokenResourceError("the stream ended within a frame")
+            done += count
 
 
 def unpack(body: bytes) -> dict[str, Any]:
@@ -185,9 +223,9 @@ class Link:
             await trio.sleep(wait)
             wait = min(2 * wait, RETRY_S_MAX)
 
-    async def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def ask(self, request: dict[str, Any], box: Buffer = b"") -> dict[str, Any]:
         """One request about this session; raises Refused."""
-        answer: dict[str, Any] = await self.talk(lambda connection: connection.ask(self.about(request)))
+        answer: dict[str, Any] = await self.talk(lambda connection: connection.ask(self.about(request), box))
         return answer
 
     def about(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """A party's shell: it feeds its machine with the coordinator's log and does what the machine says."""
 
+import mmap
+import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -11,12 +14,13 @@ from typing import Any
 import trio
 
 from mpc.protocol.contract import Contract
-from mpc.protocol.errors import LocalError, PeerError, SealError
+from mpc.protocol.errors import AppraisalError, LocalError, PeerError, SealError
 from mpc.protocol.messages import SealedResult
 from mpc.protocol.rounds import Session
 from mpc.protocol.sealing import (
     CHUNK_BYTES,
     TAG_BYTES,
+    Buffer,
     ChunkCipher,
     Cryptography,
     StreamSecret,
@@ -28,10 +32,11 @@ from mpc.protocol.sealing import (
     result_context,
     tree_root,
 )
-from mpc.transport import Connection, Link, Refused, one_fault
+from mpc.transport import Connection, EpochOpened, Link, Refused, one_fault
 from parties.identity import Identity
 from parties.ledger import Ledger
 from parties.party import (
+    Action,
     Event,
     Finish,
     Heard,
@@ -49,6 +54,7 @@ from parties.party import (
 )
 
 TICK_S = 0.5
+GRACE_S = 1
 FLUSH_S = 5  # how long a last word may take to reach the coordinator
 WINDOW = 4  # chunks under way at once: what an upload holds in memory
 
@@ -64,6 +70,10 @@ class Ending:
     why: str
     receipt: Path | None = None
     result: bytes | None = None  # Arrow IPC stream
+
+
+class _Gone(Exception):
+    """The epoch of an upload is over."""
 
 
 class Client:
@@ -88,13 +98,14 @@ class Client:
         self._ledger = Ledger(folder)
         self._party = Party(identity.signing, Cryptography(), session, accepts, appraise, self._ledger.read(session))
         self._events, self._inbox = trio.open_memory_channel[Event](1000)
-        self._outbox, self._letters = trio.open_memory_channel[bytes](1000)
+        self._outbox, self._letters = trio.open_memory_channel[tuple[int, bytes]](1000)
         self._caught_up = trio.Event()
         self._leaves: dict[int, list[bytes]] = {}
         self._receipt: Path | None = None
         self._result: bytes | None = None
-        self._posted = 0
-        self._sent = 0
+        self._sent = self._posted = 0
+        self._epochs = 1  # that were called
+        self._more_posted = trio.Event()
 
     async def run(self) -> Ending:
         """Until the session is over for this party; raises LocalError when it cannot go on."""
@@ -102,11 +113,10 @@ class Client:
             async with one_fault() as nursery:
                 nursery.start_soon(self._read_log)
                 nursery.start_soon(self._tick)
-                nursery.start_soon(self._post)
+                nursery.start_soon(self._post, nursery)
                 ending = await self._work(nursery)
                 with trio.move_on_after(FLUSH_S):
-                    while self._posted < self._sent:
-                        await trio.sleep(0.005)
+                    await self._everything_posted(self._sent)
                 nursery.cancel_scope.cancel()
         finally:
             self._ledger.close()
@@ -114,26 +124,33 @@ class Client:
 
     async def _work(self, nursery: trio.Nursery) -> Ending:
         async for event in self._inbox:
-            try:
-                actions = self._party.handle(event, time.time_ns() // 1_000_000)
-            except PeerError as error:
-                self._report({"refused": str(error)})
-                continue
-            for action in actions:
+            self._epochs += isinstance(event, Heard) and isinstance(event.entry, EpochOpened)
+            for action in self._handle(event):
                 if isinstance(action, Remember):
                     self._ledger.write(action.memory)
                 elif isinstance(action, Send):
                     self._sent += 1
-                    await self._outbox.send(action.envelope)
+                    await self._outbox.send((self._epochs, action.envelope))
                 elif isinstance(action, Prepare):
                     nursery.start_soon(self._prepare, action.contract)
                 elif isinstance(action, Upload):
-                    nursery.start_soon(self._upload, action)
+                    nursery.start_soon(self._upload, action, self._sent, self._epochs)
                 elif isinstance(action, Keep):
                     nursery.start_soon(self._keep, action)
                 elif isinstance(action, Finish):
                     return Ending(action.released, action.why, self._receipt, self._result)
         raise AssertionError("the inbox does not close")
+
+    def _handle(self, event: Event) -> list[Action]:
+        now_ms = time.time_ns() // 1_000_000
+        try:
+            return self._party.handle(event, now_ms)
+        except AppraisalError as error:  # the coordinator takes one attestation an epoch: no better one will come
+            why = f"the enclave is not the one that was agreed on: {error}"
+            return self._party.handle(Withdraw("appraisal", why), now_ms)
+        except PeerError as error:
+            self._report({"refused": str(error)})
+            return []
 
     async def _read_log(self) -> None:
         async with aclosing(self._link.entries()) as entries:
@@ -147,13 +164,26 @@ class Client:
             await trio.sleep(TICK_S)
             await self._events.send(Tick())
 
-    async def _post(self) -> None:
-        async for envelope in self._letters:
+    async def _post(self, nursery: trio.Nursery) -> None:
+        async for epochs, envelope in self._letters:
             try:
                 await self._link.ask({"op": "post", "envelope": envelope})
-            except Refused as error:  # the machine will see the session's end in the log, or its deadline
-                self._report({"refused": f"by the coordinator: {error}"})
+            except Refused as error:
+                nursery.start_soon(self._refused, epochs, f"the coordinator refuses this party's message: {error}")
             self._posted += 1
+            self._more_posted.set()
+            self._more_posted = trio.Event()
+
+    async def _refused(self, epochs: int, why: str) -> None:
+        """What was said or sent when so many epochs had been called: if it or the session is over, the log tells."""
+        await trio.sleep(GRACE_S)
+        if epochs == self._epochs:
+            await self._events.send(Withdraw("withdrawn", why))
+
+    async def _everything_posted(self, count: int) -> None:
+        """Until the coordinator has the first `count` messages."""
+        while self._posted < count:
+            await self._more_posted.wait()
 
     # What the machine asks for.
 
@@ -182,16 +212,25 @@ class Client:
             self._spool(contract, stream, part)
             part.replace(path)
         length = path.stat().st_size
-        with path.open("rb") as file:
-            chunks = (pad(file.read(CHUNK_BYTES), length, index) for index in range(chunk_count(length)))
-            leaves = self._leaves[stream] = [chunk_digest(chunk) for chunk in chunks]
+
+        def leaf(index: int) -> bytes:
+            with path.open("rb") as file:
+                file.seek(index * CHUNK_BYTES)
+                return chunk_digest(pad(file.read(CHUNK_BYTES), length, index))
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # the slowest step, and it releases the interpreter's lock
+            leaves = self._leaves[stream] = list(pool.map(leaf, range(chunk_count(length))))
         return Spooled(stream, length, tree_root(leaves))
 
-    async def _upload(self, action: Upload) -> None:
+    async def _upload(self, action: Upload, after: int, epochs: int) -> None:
+        """`after`: the messages, the seal among them, that the coordinator must have first."""
+        await self._everything_posted(after)
         try:
             await self._link.talk(partial(self._upload_rest, action))
+        except _Gone:
+            return
         except Refused as error:
-            await self._events.send(Withdraw("withdrawn", f"the coordinator refuses this party's input: {error}"))
+            await self._refused(epochs, f"the coordinator refuses this party's input: {error}")
         except LocalError as error:
             await self._events.send(Withdraw("withdrawn", str(error)))
 
@@ -205,6 +244,8 @@ class Client:
         async def acknowledge() -> None:
             for index in range(first, count):
                 answer = await connection.receive()
+                if "gone" in answer:
+                    raise _Gone
                 if "refused" in answer:
                     raise Refused(str(answer["refused"])[:500])
                 window.release()
@@ -213,20 +254,18 @@ class Client:
 
         async with one_fault() as nursery:
             nursery.start_soon(acknowledge)
-            for index in range(first, count):
-                await window.acquire()
-                box = await trio.to_thread.run_sync(self._seal_chunk, action, cipher, index)
-                await connection.send({"op": "put", **place, "index": index, "box": box})
+            with self._path(action.stream).open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+                for index in range(first, count):
+                    await window.acquire()
+                    chunk = self._chunk(action, data[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES], index)
+                    await connection.send({"op": "put", **place, "index": index}, cipher.seal(chunk, index))
 
-    def _seal_chunk(self, action: Upload, cipher: ChunkCipher, index: int) -> bytes:
-        length = action.secret.length
-        with self._path(action.stream).open("rb") as file:
-            file.seek(index * CHUNK_BYTES)
-            chunk = pad(file.read(CHUNK_BYTES), length, index)
+    def _chunk(self, action: Upload, data: bytes, index: int) -> Buffer:
+        chunk = pad(data, action.secret.length, index)
         # The same position under the same key must never carry anything else.
         if action.again and chunk_digest(chunk) != self._leaves[action.stream][index]:
             raise LocalError("the tables in this party's folder have changed since they were sealed")
-        return cipher.seal(chunk, index)
+        return chunk
 
     async def _keep(self, action: Keep) -> None:
         contract = action.session.contract
@@ -255,7 +294,7 @@ class Client:
         cipher, result = ChunkCipher(secret), bytearray()
         for index in range(mine.key.chunks):
             answer = await connection.receive()
-            if not isinstance(answer.get("box"), bytes):
+            if "box" not in answer:
                 raise SealError("the coordinator no longer has the result")
             chunk = bytearray(chunk_bytes(secret.length, index))
             if len(answer["box"]) != len(chunk) + TAG_BYTES:

@@ -80,11 +80,12 @@ class Sealed(Record):
 
 @dataclass(frozen=True)
 class Finished(Record):
-    """Nothing more is signed for this contract, but the acknowledgement of a release."""
+    """Nothing more is signed for this contract: the last word stands here, and may be sent again."""
 
     contract: Digest
     released: bool
     why: Annotated[str, Limit(0, 2000)]
+    last: Blob = field(repr=False)  # acknowledgement, abort, or nothing
 
 
 Memory = Committed | Consented | Sealed | Finished
@@ -273,7 +274,7 @@ class Party:
             self._session, _ = Session.propose(envelope, epoch).hear(self._consents[epoch])
         if self._finished is not None:
             self._done = True
-            return [Finish(self._finished.released, self._finished.why)]
+            return self._end(self._finished)
         try:
             self._accepts(contract)
         except MpcError as error:
@@ -364,6 +365,7 @@ class Party:
             if now_ms > contract.deadlines.seal_ms:
                 return self._abort("late", "the deadline for sealing has passed")
             sealed = self._seal(after, envelope, pins)
+            after.hear(sealed.seal)  # a table that is longer than the contract allows is refused here
             actions = self._remember(sealed)
         self._session, _ = after.hear(sealed.seal)
         uploads = [
@@ -407,10 +409,10 @@ class Party:
         assert session.binding is not None
         (release,) = session.content(Release).values()
         receipt = release.receipt
-        done = self._finish(True, "released")
         if self._name in (*session.contract.recipients, *session.contract.receipt_recipients):
-            return [Send(sign(self._key, Acknowledgement(session.binding.digest, receipt.digest))), *done]
-        return done
+            said = Acknowledgement(session.binding.digest, receipt.digest)
+            return self._finish(True, "released", sign(self._key, said))
+        return self._finish(True, "released")
 
     def _owns_nothing(self, contract: Contract) -> bool:
         """It takes part as a recipient or approver, without an input."""
@@ -428,8 +430,9 @@ class Party:
         session = self._session
         if session is None:
             return []
-        waking = self._deferred is not None and self._consents  # the log has more than this session yet
-        if now_ms <= (session.contract.deadlines.release_ms if waking else session.deadline_ms):
+        # Made again, it does not know yet how far the session is; nor need it, who only receives.
+        waits = self._owns_nothing(session.contract) or (self._deferred is not None and self._consents)
+        if now_ms <= (session.contract.deadlines.release_ms if waits else session.deadline_ms):
             return []
         if session.round is Round.CLOSE:
             return self._give_up("it is released, but the coordinator did not deliver the result")
@@ -441,18 +444,22 @@ class Party:
         if session is None or session.round is Round.CLOSE:
             return self._give_up(why)
         said = Abort(session.contract.digest, max(session.epoch, self._epoch_called), reason)
-        return self._finish(False, why, Send(sign(self._key, said)))
+        return self._finish(False, why, sign(self._key, said))
 
     def _give_up(self, why: str) -> list[Action]:
         """End this life without a last word: another one may do better."""
         self._done = True
         return [Finish(False, why)]
 
-    def _finish(self, released: bool, why: str, *last: Send) -> list[Action]:
+    def _finish(self, released: bool, why: str, last: bytes = b"") -> list[Action]:
         assert self._session is not None
         self._done = True
-        finished = Finished(self._session.contract.digest, released, why[:2000])
-        return [Remember(finished), *last, Finish(released, why)]
+        finished = Finished(self._session.contract.digest, released, why[:2000], last)
+        return [Remember(finished), *self._end(finished)]
+
+    def _end(self, finished: Finished) -> list[Action]:
+        last: list[Action] = [Send(finished.last)] if finished.last else []
+        return [*last, Finish(finished.released, finished.why)]
 
     # Memory.
 

@@ -1,7 +1,7 @@
 """A party's own policy: what it agrees to, written by itself. A contract may ask for less, never for more."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -262,15 +262,20 @@ def _check_program(policy: Policy, contract: Contract) -> None:
 
 def _check_enclave(policy: Policy, contract: Contract, now_ms: int) -> None:
     """Each measurement of the contract is accepted here: a contract narrows a policy and never widens it."""
-    _appraisal(policy, contract)
     mine = [image.accepted for image in policy.measurement]
     for one in contract.enclave.measurements:
-        same = [own for own in mine if own.mismatch({0: one.pcr0, 1: one.pcr1, 2: one.pcr2}) is None]
+        theirs = {0: one.pcr0, 1: one.pcr1, 2: one.pcr2}
+        same = [own for own in mine if own.mismatch(theirs) is None]
         path = f"enclave.measurements.{one.label}"
         if not same:
-            raise _refused(path, " | ".join(f"{own.label}: PCR0 {own.pcrs[0].hex()}" for own in mine), one.pcr0.hex())
+            raise _refused(path, " | ".join(f"{own.label}: {_shown(own.pcrs)}" for own in mine), _shown(theirs))
         if all(own.expires_ms is not None and own.expires_ms <= now_ms for own in same):
             raise _refused(path, "a measurement that has not expired", same[0].label)
+    _appraisal(policy, contract)
+
+
+def _shown(pcrs: Mapping[int, bytes]) -> str:
+    return ", ".join(f"PCR{index} {value.hex()[:16]}…" for index, value in sorted(pcrs.items()))
 
 
 def _refused(path: str, expected: object, got: object) -> PolicyError:

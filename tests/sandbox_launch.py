@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -15,19 +16,33 @@ import pyseccomp
 
 from mpc.host import local, sandbox, seccomp
 from mpc.host.simulated_nsm import SimulatedRoot
-from mpc.image import build, cache
+from mpc.image import build, cache, standin
 
 HERE = Path(__file__).parent
 CPUS, MEMORY_BYTES = 1, 96 << 20
 CANARY = "canary of the enclave's memory, "
 CONDITIONAL = {"clone", "ioctl", "prlimit64", "socketpair"}  # allowed for some arguments
-HOST_PATHS = ["/etc/passwd", "/etc", "/home", "/proc", "/proc/self", "/sys", "/dev", "/dev/null", "/tmp", "/run", "/var"]
+HOST_PATHS = [
+    "/etc/passwd",
+    "/etc",
+    "/home",
+    "/proc",
+    "/proc/self",
+    "/sys",
+    "/dev",
+    "/dev/null",
+    "/tmp",
+    "/run",
+    "/var",
+]
 NAMESPACES = ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup")
 
 
 def told(work: Path) -> dict[str, Any]:
     """What the probe needs to know to try everything."""
     native = pyseccomp.Arch.NATIVE
+    found = standin.interpreter().standard_library
+    packages = [str(path) for name in standin.HIDDEN if (found / name).is_dir() for path in (found / name).iterdir()]
     numbers = {}
     for number in range(600):
         try:
@@ -39,8 +54,8 @@ def told(work: Path) -> dict[str, Any]:
         "refused_calls": refused,
         "numbers": numbers,
         "other_abi_getpid": 0x40000000 | 39 if os.uname().machine == "x86_64" else 0,  # x32
-        "host_paths": [*HOST_PATHS, str(work), str(HERE), sys.prefix],
-        "host_modules": ["trio", "pytest", "mpc", "site", "msgspec"][:3],
+        "host_paths": [*HOST_PATHS, str(work), str(HERE), sys.prefix, *packages],
+        "host_modules": ["trio", "pytest", "mpc"],
         "host_pid": os.getpid(),
         "memory_bytes": MEMORY_BYTES,
         "processes": sandbox.PROCESSES_MAX,
@@ -66,8 +81,11 @@ def launch(path: Path, work: Path) -> local.Launched:
     root = SimulatedRoot.load_or_create(work)
     os.environ["CANARY"] = CANARY
     os.set_inheritable(os.open(path, os.O_RDONLY), True)
-    arguments = {"cpus": CPUS, "memory_bytes": MEMORY_BYTES, "root": root}
-    thread = threading.Thread(target=lambda: found.append(local.launch(path, **arguments)))
+
+    def run() -> None:
+        found.append(local.launch(path, cpus=CPUS, memory_bytes=MEMORY_BYTES, root=root))
+
+    thread = threading.Thread(target=run)
     thread.start()
     thread.join()
     return found[0]
@@ -83,7 +101,13 @@ def read_line(channel: socket.socket) -> bytes:
     return line
 
 
-def readable(pid: int) -> dict[str, bool]:
+def writable_address(pid: int) -> int:
+    """Of some private memory of that process, as far as we may know."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return next(int(line.split("-")[0], 16) for line in lines if " rw" in line)
+
+
+def readable(pid: int, address: int) -> dict[str, bool]:
     """Whether this process can read that one's memory: the canary through /proc, and by the two calls."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = libc.ptrace.restype = ctypes.c_long
@@ -103,23 +127,28 @@ def readable(pid: int) -> dict[str, bool]:
     if libc.ptrace(0x4206, pid, 0, 0) == 0:  # PTRACE_SEIZE
         found["ptrace"] = True
     place = ctypes.create_string_buffer(8)
-    ours, theirs = (ctypes.c_ulong * 2)(ctypes.addressof(place), 8), (ctypes.c_ulong * 2)(0, 8)
+    ours, theirs = (ctypes.c_ulong * 2)(ctypes.addressof(place), 8), (ctypes.c_ulong * 2)(address, 8)
     number = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, "process_vm_readv")
-    libc.syscall(number, pid, ours, 1, theirs, 1, 0)
-    found["process_vm_readv"] = ctypes.get_errno() != 1  # EFAULT of address 0, when not EPERM
+    one = ctypes.c_ulong(1)
+    if libc.syscall(ctypes.c_long(number), ctypes.c_long(pid), ours, one, theirs, one, ctypes.c_ulong(0)) == 8:
+        found["process_vm_readv"] = True
     return found
 
 
-def in_other_user(pid: int) -> dict[str, bool]:
-    """The same, by a child that is another normal user (only root can make one)."""
+def by_child(pid: int, address: int, uid: int | None = None) -> dict[str, bool]:
+    """`readable`, asked by a child that is perhaps another user, and lets go of what it traces when it ends."""
     out, into = os.pipe()
-    if os.fork() == 0:
-        os.setgroups([])
-        os.setresgid(12345, 12345, 12345)
-        os.setresuid(12345, 12345, 12345)
-        os.write(into, json.dumps(readable(pid)).encode())
+    child = os.fork()
+    if child == 0:
+        if uid is not None:
+            os.setgroups([])
+            os.setresgid(uid, uid, uid)
+            os.setresuid(uid, uid, uid)
+        os.write(into, json.dumps(readable(pid, address)).encode())
         os._exit(0)
-    return json.loads(os.read(out, 1000))
+    os.waitpid(child, 0)
+    answer: dict[str, bool] = json.loads(os.read(out, 1000))
+    return answer
 
 
 def main() -> None:
@@ -127,15 +156,19 @@ def main() -> None:
     path = image(work)
     launched = launch(path, work)
     pid = launched.pid
+    inside = json.loads(read_line(launched.channel))
+    address = writable_address(pid)
     report = {
-        "inside": json.loads(read_line(launched.channel)),
+        "inside": inside,
         "described": launched.describe(),
         "status": dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()),
         "shared_namespaces": [
-            kind for kind in NAMESPACES if os.stat(f"/proc/{pid}/ns/{kind}").st_ino == os.stat(f"/proc/self/ns/{kind}").st_ino
+            kind
+            for kind in NAMESPACES
+            if Path(f"/proc/{pid}/ns/{kind}").stat().st_ino == Path(f"/proc/self/ns/{kind}").stat().st_ino
         ],
-        "readable_by_launcher": readable(pid),
-        "readable_by_others": in_other_user(pid) if os.geteuid() == 0 else None,
+        "readable_by_launcher": by_child(pid, address),
+        "readable_by_others": by_child(pid, address, uid=12345) if os.geteuid() == 0 else None,
         "limitations": local.limitations(),
         "counts_processes": sandbox.counts_processes(),
         "unpacked": len(list((cache.folder() / "running").iterdir())),
@@ -158,7 +191,6 @@ def main() -> None:
     pidfd = os.pidfd_open(second_pid)
     os.kill(victim, signal.SIGKILL)
     os.waitpid(victim, 0)
-    import select
 
     report["dies_with_launcher"] = bool(select.select([pidfd], [], [], 10)[0])
     report["left_by_killed"] = len(list((cache.folder() / "running").iterdir()))

@@ -178,9 +178,9 @@ MORE: list[tuple[Callable[[Contract], Contract], str]] = [
     (lambda c: enclave(c, simulated=False), "enclave.root: expected .*simulated, for salaries.*, got a root"),
     (lambda c: enclave(c, root=b"\x77" * 32), "enclave.root: expected .*, got a SIMULATED root"),
     (lambda c: replace(c, name="other"), "enclave.root: expected .*simulated, for salaries.* of other"),
-    (lambda c: enclave(c, measurements=(OTHER,)), "no measurement of the contract"),
+    (lambda c: enclave(c, measurements=(OTHER,)), "enclave.measurements.other: expected sql: PCR0 0101"),
     (lambda c: enclave(c, measurements=(IMAGE, OTHER)), "enclave.measurements.other: expected sql: PCR0 0101"),
-    (lambda c: enclave(c, measurements=(replace(IMAGE, pcr1=b"\7" * 48),)), "no measurement of the contract"),
+    (lambda c: enclave(c, measurements=(replace(IMAGE, pcr1=b"\7" * 48),)), "expected .*PCR1 02.*, got .*PCR1 07"),
 ]
 
 

@@ -23,7 +23,7 @@ _MODULES = {"sql": "enclave_runtime.programs.sql"}
 CODES: dict[Reason, str] = {
     "input": "a table is not Arrow of the contract's schema; its owner must prepare it again",
     "query": "the enclave refuses the query that the parties' own checks should have refused",
-    "fan-out": "a join would count rows of an aggregated table more than once: its key is not unique in this table",
+    "fan-out": "a join would count rows of an aggregated table more than once: the other table's key is not unique",
     "memory": "the engine needs more memory than the contract's enclave has",
     "time": "the program did not end in time",
     "result-size": "the result is larger than a result may be; group by fewer or coarser columns",
@@ -51,6 +51,9 @@ class Disclosure:
 
 
 class JointProgram(Protocol):
+    def warm(self) -> None:
+        """Load libraries as far as a run needs them; afterwards there are no files."""
+
     def check(self, contract: Contract) -> Disclosure:
         """Raises ContractError: which rule of which owner forbids what, where in the program, and the remedy."""
 
@@ -61,18 +64,18 @@ class JointProgram(Protocol):
         """
 
 
+def warm() -> None:
+    """Load what the programs of this image need, while files can still be read."""
+    for module in _MODULES.values():
+        with suppress(ImportError):  # another variant of the image
+            cast(JointProgram, import_module(module)).warm()
+
+
 def program(kind: str) -> JointProgram:
     """The program of a contract's kind; imports its libraries now. Raises ContractError."""
     if kind not in _MODULES:
         raise ContractError("program kind", expected=f"one of {', '.join(sorted(_MODULES))}", got=kind)
     return cast(JointProgram, import_module(_MODULES[kind]))
-
-
-def preload() -> None:
-    """Import what this image's programs need, before there is anything to do."""
-    for module in (*_MODULES.values(), "enclave_runtime.programs.inputs"):
-        with suppress(ImportError):
-            import_module(module)
 
 
 def open_tables(contract: Contract, buffers: Sequence[object]) -> "list[pa.Table]":

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import duckdb
@@ -12,6 +13,7 @@ from mpc.protocol.contract import Contract
 from mpc.protocol.errors import ContractError
 
 RESULT_BYTES_MAX = 64 << 20  # a result is for people or for a next step, not a dataset
+PARSER_BYTES = 256 << 20
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
 _LOCKED = (
@@ -23,16 +25,19 @@ _LOCKED = (
 
 
 def connect(contract: Contract, threads: int) -> duckdb.DuckDBPyConnection:
-    """A fresh database in memory, for one job, with a part of the enclave's memory for itself: the tables lie
-    outside it. Source: DuckDB's "Securing DuckDB".
-    """
+    """A fresh database in memory, for one job, with a part of the enclave's memory: the tables lie outside it."""
+    return _locked(contract.enclave.memory_bytes * 6 // 10, threads)
+
+
+def _locked(memory_bytes: int, threads: int) -> duckdb.DuckDBPyConnection:
+    """Source: DuckDB's "Securing DuckDB"."""
     connection = duckdb.connect(
         ":memory:",
         config={
             "enable_external_access": "false",  # first: later ones would be refused in another order
             "temp_directory": "",
             "max_temp_directory_size": "0B",
-            "memory_limit": f"{contract.enclave.memory_bytes * 6 // 10}B",
+            "memory_limit": f"{memory_bytes}B",
             "threads": str(threads),
             "autoload_known_extensions": "false",
             "autoinstall_known_extensions": "false",
@@ -51,18 +56,21 @@ def place(text: str, node: dict[str, Any]) -> str:
     return f"query {before.count(chr(10)) + 1}:{len(before) - before.rfind(chr(10))}"
 
 
+@cache
+def parser() -> duckdb.DuckDBPyConnection:
+    """A database that sees queries and no data."""
+    return _locked(PARSER_BYTES, 1)
+
+
 def parse(contract: Contract) -> dict[str, Any]:
     """The engine's own parse tree of the one SELECT that the query is, default values left out."""
     text = contract.program.text
-    connection = connect(contract, 1)
     serialize = "SELECT json_serialize_sql($1::VARCHAR, skip_null := true, skip_empty := true, skip_default := true)"
     try:
-        (row,) = connection.execute(serialize, [text]).fetchall()
+        (row,) = parser().cursor().execute(serialize, [text]).fetchall()
         tree = json.loads(row[0])
     except (duckdb.Error, ValueError, RecursionError):
         raise ContractError("query: the engine cannot read it", expected="one SELECT") from None
-    finally:
-        connection.close()
     if tree["error"] and "position" in tree:
         where = place(text, {"query_location": int(tree["position"])})
         raise ContractError(f"{where}: {tree['error_message']}")

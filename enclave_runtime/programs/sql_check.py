@@ -142,6 +142,8 @@ class _Reader:
         name = self.contract.tables[sources[0]].name
         if any(self.contract.tables[source].name != name for source in sources):
             raise self._refusal(node, f"tables called {name} in other letter cases", "one spelling in the contract")
+        if len({table.rule.entity for table in self._rulers(sources)}) > 1:
+            raise self._refusal(node, f"the entity of table {name}", "the same columns for all owners who stack theirs")
         if any(relation.name == name for relation in self.relations):
             raise self._refusal(
                 node, f"table {name} is used twice", "each table once: a table joined with itself singles out"
@@ -305,7 +307,7 @@ class _Reader:
             if not column.buckets:
                 raise self._refusal(node, f"{column.name} has no buckets", f"{column.name} itself")
             return Group(ref, column.buckets)
-        if column.buckets and self._rulers(ref):
+        if column.buckets and self._rulers(self.relations[ref.relation].sources):
             raise self._refusal(node, f"{column.name} is shown in buckets only", f"bucket({column.name})")
         return Group(ref)
 
@@ -319,7 +321,7 @@ class _Reader:
         sets = node.get("group_sets", [])
         if sets != ([list(range(len(expressions)))] if expressions else []):
             raise self._refusal(node, "grouping sets have no place here", "GROUP BY with columns")
-        grouped = {self.outputs[self._named(expression)].item for expression in expressions}
+        grouped = {self.outputs[self._named(expression, False)].item for expression in expressions}
         for index in groups:
             if self.outputs[index].item not in grouped:
                 item = node["select_list"][index]
@@ -341,11 +343,11 @@ class _Reader:
                 every = expression.get("type") == "STAR" and expression.get("columns") is True  # ORDER BY ALL
                 if every:
                     self._node(expression, "STAR", {"columns"}, "ORDER BY outputs")
-                outputs = range(len(self.outputs)) if every else [self._named(expression)]
+                outputs = range(len(self.outputs)) if every else [self._named(expression, True)]
                 order += [Order(output, descending, nulls_first) for output in outputs]
         return order
 
-    def _named(self, node: Node) -> int:
+    def _named(self, node: Node, ordering: bool) -> int:
         """Which output GROUP BY or ORDER BY means: by position, by name, or by saying the same again."""
         expected = "an output: its name, its position, or the same expression"
         if node.get("type") == "VALUE_CONSTANT":
@@ -357,7 +359,7 @@ class _Reader:
         if node.get("type") == "COLUMN_REF" and len(node["column_names"]) == 1:
             name = node["column_names"][0].lower()
             named = {i for i, output in enumerate(self.outputs) if output.name.lower() == name}
-            if named and not self._candidates(node):
+            if named and (ordering or not self._candidates(node)):  # in ORDER BY an output hides a column
                 return min(named)
         if node.get("type") not in ("COLUMN_REF", "FUNCTION"):
             raise self._unknown(node, expected)
@@ -414,13 +416,13 @@ class _Reader:
         column = self.contract.tables[self.relations[relation].sources[0]].column(name)
         return Ref(relation, column.name) if column else None
 
-    def _rulers(self, ref: Ref) -> Iterable[Table]:
-        """Owners' tables behind a column whose rule is aggregate."""
-        tables = (self.contract.tables[source] for source in self.relations[ref.relation].sources)
+    def _rulers(self, sources: Iterable[int]) -> list[Table]:
+        """Owners' tables whose rule is aggregate."""
+        tables = (self.contract.tables[source] for source in sources)
         return [table for table in tables if table.rule.kind == "aggregate"]
 
     def _allow(self, node: Node, ref: Ref, use: Use) -> None:
-        for table in self._rulers(ref):
+        for table in self._rulers(self.relations[ref.relation].sources):
             column = table.column(ref.column)
             assert column is not None
             if use not in column.use:

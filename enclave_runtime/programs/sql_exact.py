@@ -37,16 +37,18 @@ def check_exact(contract: Contract) -> list[str]:
     try:
         _walk(contract, parse(contract), _functions(connection))
         bound = _bind(connection, contract, [schema_of(table).empty_table() for table in contract.tables])
+        columns = list(zip(bound.columns, map(str, bound.types), strict=True))
     except duckdb.Error as error:  # it quotes the query, and there is no data
         raise ContractError(f"query: {str(error).splitlines()[0]}") from None
     finally:
         connection.close()
-    for name, kind in zip(bound.columns, map(str, bound.types), strict=True):
+    for name, kind in columns:
         if kind not in _TYPES and not kind.startswith("DECIMAL("):
             raise ContractError(f"query: output {name}", expected="a plain value: cast it", got=kind)
-    if len({name.lower() for name in bound.columns}) != len(bound.columns):
+    names = [name for name, _ in columns]
+    if len({name.lower() for name in names}) != len(names):
         raise ContractError("query: two outputs of one name", expected="a name of its own for each: … AS name")
-    return list(bound.columns)
+    return names
 
 
 def run_exact(contract: Contract, tables: Sequence[pa.Table]) -> tuple[list[str], list[pa.Array]]:
@@ -71,12 +73,11 @@ def _bind(
     connection: duckdb.DuckDBPyConnection, contract: Contract, tables: Sequence[pa.Table]
 ) -> duckdb.DuckDBPyRelation:
     """The query over the tables, understood but not run; owners' tables of one name are one table."""
-    stacks: dict[str, list[str]] = {}
-    for index, table in enumerate(tables):
-        register(connection, f"input {index}", table)  # with a space: no table of a contract is called so
-        stacks.setdefault(contract.tables[index].name, []).append(f'FROM "input {index}"')
-    for name, sources in stacks.items():
-        connection.execute(f'CREATE VIEW "{name}" AS {" UNION ALL ".join(sources)}')
+    stacks: dict[str, list[pa.Table]] = {}
+    for described, table in zip(contract.tables, tables, strict=True):
+        stacks.setdefault(described.name, []).append(table)
+    for name, stacked in stacks.items():
+        register(connection, name, pa.concat_tables(stacked))
     return connection.sql(contract.program.text)
 
 

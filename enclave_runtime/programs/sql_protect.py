@@ -20,10 +20,10 @@ from enclave_runtime.programs import ProgramRefused
 from enclave_runtime.programs.duck import RESULT_BYTES_MAX, column, connect, register
 from enclave_runtime.programs.inputs import TYPES
 from enclave_runtime.programs.sql_query import Aggregate, Group, Query, Ref, labels
-from mpc.protocol.contract import Column, Contract
+from mpc.protocol.contract import Column, Contract, Table
 
 WIDE = 2.0**32  # largest to smallest magnitude in a column up to which whole numbers add up as well as doubles do
-ROW = "row number"  # with a space: no column of a contract is called so
+ROW, SOURCE = "row number", "source number"  # with a space: no column of a contract is called so
 
 
 def run_protected(contract: Contract, query: Query, tables: Sequence[pa.Table]) -> list[pa.Array]:
@@ -67,7 +67,7 @@ class _Run:
         """Relation, and the SQL of the entity that a joined row adds to it, or null."""
         supports = []
         for relation in range(len(self.query.relations)):
-            if not any(self.contract.tables[source].rule.k for source in self._sources(relation)):
+            if not any(self._table(source).rule.k for source in self._sources(relation)):
                 continue
             supports.append((relation, f"entity{relation}"))
             for i, ref in enumerate(self.refs):
@@ -137,23 +137,27 @@ class _Run:
         return sum(self.tables[source].num_rows for source in self._sources(relation))
 
     def _relation(self, relation: int) -> str:
-        """Rows of all owners: their number, whose they are, a hash of the entity, and the columns in all forms.
-        The engine computes what is used. Distinct hashes are never more than distinct entities."""
-        selects, first = [], 0
-        for source in self._sources(relation):
-            table, rows = self.contract.tables[source], self.tables[source]
-            if relation in self.aggregated or not table.rule.entity:
-                rows = rows.append_column(ROW, pa.arange(first, first + rows.num_rows))
-                first += rows.num_rows
-            register(self.connection, f"t{source}", rows)
-            entity = ", ".join(f'"{name}"' for name in table.rule.entity or (ROW,))
-            values = [f"{source} AS source", f"hash({entity}) AS entity"]
-            values += [f'"{ROW}" AS row'] if ROW in rows.column_names else []
-            for described in table.columns:
-                forms = _forms(described, self.scales.get(Ref(relation, described.name)))
-                values += [f'{sql} AS "{form} {described.name}"' for form, sql in forms.items()]
-            selects.append(f"SELECT {', '.join(values)} FROM t{source}")
-        return " UNION ALL ".join(selects)
+        """Rows of all owners: whose they are, a hash of the entity, their number, and the columns in all forms. The
+        engine computes what is used. Distinct hashes are never more than distinct entities."""
+        sources = self._sources(relation)
+        rows = pa.concat_tables([self.tables[source] for source in sources])
+        values = [f"{sources[0]} AS source"]
+        if len(sources) > 1:
+            owners = [pa.repeat(pa.scalar(source, pa.int32()), self.tables[source].num_rows) for source in sources]
+            rows = rows.append_column(SOURCE, pa.chunked_array(owners))
+            values = [f'"{SOURCE}" AS source']
+        # The same for all owners who name any.
+        entity = next((table.rule.entity for table in map(self._table, sources) if table.rule.k), ()) or (ROW,)
+        hashed = ", ".join(f'"{name}"' for name in entity)
+        values.append(f"hash({hashed}) AS entity")
+        if relation in self.aggregated or entity == (ROW,):
+            rows = rows.append_column(ROW, pa.arange(0, rows.num_rows))
+            values.append(f'"{ROW}" AS row')
+        for described in self._table(sources[0]).columns:
+            forms = _forms(described, self.scales.get(Ref(relation, described.name)))
+            values += [f'{sql} AS "{form} {described.name}"' for form, sql in forms.items()]
+        register(self.connection, f"t{relation}", rows)
+        return f"SELECT {', '.join(values)} FROM t{relation}"
 
     def _conditions(self) -> tuple[str, list[object]]:
         conditions, parameters = ["true"], list[object]()
@@ -180,10 +184,8 @@ class _Run:
             f"CREATE TEMP TABLE groups AS SELECT row_number() OVER (ORDER BY {order}) AS id, * FROM "
             f"(SELECT {', '.join(values or ['1'])} FROM joined GROUP BY ALL HAVING count(*) > 0)"
         )
-        self.execute("CREATE TEMP TABLE owners (source INT, k BIGINT)")
-        for source, table in enumerate(self.contract.tables):
-            if table.rule.k:
-                self.execute("INSERT INTO owners VALUES (?, ?)", [source, table.rule.k])
+        owners = [f"({source}, {table.rule.k})" for source, table in enumerate(self.contract.tables) if table.rule.k]
+        self.execute(f"CREATE TEMP TABLE owners AS FROM (VALUES {', '.join(owners)}) AS owners(source, k)")
         self.execute("CREATE TEMP TABLE support (support INT, source INT, id BIGINT, entities BIGINT, k BIGINT)")
         by = "".join(f"g{i}, " for i in self.groups)
         for i, (relation, entity) in enumerate(self.supports):
@@ -284,12 +286,15 @@ class _Run:
         names = labels(item.edges)
         return pa.array([None if v is None else names[v] for v in values.to_pylist()], TYPES["string"])
 
+    def _table(self, source: int) -> Table:
+        return self.contract.tables[source]
+
     def _sources(self, relation: int) -> tuple[int, ...]:
         return self.query.relations[relation].sources
 
     def _described(self, ref: Ref) -> Column:
         """Its first owner's; type, and buckets and clamp where they are used, are the same for all owners."""
-        described = self.contract.tables[self._sources(ref.relation)[0]].column(ref.column)
+        described = self._table(self._sources(ref.relation)[0]).column(ref.column)
         assert described is not None
         return described
 

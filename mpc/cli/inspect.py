@@ -10,7 +10,7 @@ import click
 
 from mpc.attestation import Document, unverified_document
 from mpc.cli.files import PATH, read_bounded, refuse_other
-from mpc.cli.output import CAUTION, WIDTH_MAX, Output, examples, with_output
+from mpc.cli.output import CAUTION, WIDTH_MAX, Output, examples, printable, with_output
 from mpc.cli.unverified import looks_signed, unverified_message
 from mpc.protocol.contract import Contract
 from mpc.protocol.encoding import Record
@@ -153,7 +153,7 @@ def _lines(value: dict[str, Any], depth: int) -> Iterator[str]:
 
 def _leaf(start: str, text: str) -> Iterator[str]:
     """One value, in as many lines as it needs; text of several lines keeps them."""
-    for paragraph in text.strip().splitlines() or [""]:
+    for paragraph in printable(text).strip().split("\n"):
         wrapped = wrap(paragraph, WIDTH_MAX - len(start), break_on_hyphens=False, drop_whitespace=False) or [""]
         for line in wrapped:
             yield start + line.rstrip()

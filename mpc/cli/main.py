@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from importlib import import_module
+from io import TextIOWrapper
 from pathlib import Path
 from typing import NoReturn, cast
 
@@ -94,6 +95,8 @@ def execute(arguments: Sequence[str], program: str = "mpc") -> int:
 
 
 def main() -> NoReturn:
+    for stream in (sys.stdout, sys.stderr):
+        cast(TextIOWrapper, stream).reconfigure(errors="replace")  # where a terminal is not UTF-8
     program = Path(sys.argv[0]).name
     sys.exit(execute(sys.argv[1:], program if program == "enclave-mpc" else "mpc"))
 
@@ -104,6 +107,9 @@ def _report(error: BaseException, as_json: bool) -> int:
     if any(isinstance(cause, KeyboardInterrupt | click.Abort) for cause in causes):
         return 130
     told = next((cause for cause in causes if isinstance(cause, MpcError)), causes[0])
+    if isinstance(told, click.exceptions.NoArgsIsHelpError):
+        told.show()
+        return 2
     text, status = _words(told)
     sys.stderr.write(f"mpc: {'refused: ' if status == 1 else ''}{printable(text)}\n")
     if as_json:

@@ -21,7 +21,7 @@ GOOD, BAD, CAUTION, FAINT = "green", "red", "yellow", "dim"
 
 
 class Output:
-    """Where a command prints. With `--json` what people read goes to standard error; with `--quiet` only verdicts do."""
+    """Where a command prints. `--json`: people read on standard error. `--quiet`: only the verdict."""
 
     def __init__(self, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json, self.quiet = as_json, quiet
@@ -31,8 +31,12 @@ class Output:
         """For what the methods below cannot print; obeys NO_COLOR."""
         from rich.console import Console
 
+        class OwnConsole(Console):
+            def on_broken_pipe(self) -> None:
+                raise BrokenPipeError  # `main` knows what that means, and gives another status than 1
+
         width = min(WIDTH_MAX, shutil.get_terminal_size((WIDTH_MAX, 24)).columns)
-        return Console(stderr=self.as_json, width=width, markup=False, highlight=False, emoji=False)
+        return OwnConsole(stderr=self.as_json, width=width, markup=False, highlight=False, emoji=False)
 
     def _print(self, text: object, **how: Any) -> None:
         if not self.quiet:
@@ -41,7 +45,7 @@ class Output:
     def document(self, value: object) -> None:
         """The one JSON document, if it is wanted."""
         if self.as_json:
-            sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+            sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
     def line(self, text: str = "", style: str = "") -> None:
         self._print(printable(text), style=style or None, soft_wrap=True)

@@ -14,9 +14,12 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mpc.protocol.errors import LocalError, MpcError
+
+if TYPE_CHECKING:
+    import trio
 
 PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 
@@ -29,6 +32,8 @@ class Control:
         self._lines = sock.makefile("r")
 
     def report(self, event: dict[str, Any]) -> None:
+        if "refused" in event:
+            sys.stderr.write(f"refused: {event['refused']}\n")  # its log
         try:
             self._sock.sendall(json.dumps(event).encode() + b"\n")
         except OSError:
@@ -65,7 +70,9 @@ def host(control: Control, *, address: str, image: str, cpus: int, memory_bytes:
     from mpc.host.local import launch
     from mpc.host.serve import Host, Launched
     from mpc.host.simulated_root import SimulatedRoot
+    from mpc.transport import one_fault
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # enclaves are unpacked on the disk, and must not stay there
     start = partial(
         launch, Path(image), cpus=cpus, memory_bytes=memory_bytes, root=SimulatedRoot.load_or_create(Path(root))
     )
@@ -74,13 +81,26 @@ def host(control: Control, *, address: str, image: str, cpus: int, memory_bytes:
     def next_enclave() -> Launched:
         return ready.pop() if ready else start()
 
-    control.report({"ready": True, "enclave_pid": ready[0].pid})
+    async def serve(session: bytes) -> None:
+        async with one_fault() as nursery:
+            nursery.start_soon(_until_terminated, nursery.cancel_scope)
+            await Host(address, session, next_enclave, control.report).run()
+            nursery.cancel_scope.cancel()
+
     try:
-        session = bytes.fromhex(control.wait()["session"])
-        trio.run(Host(address, session, next_enclave, control.report).run)
+        control.report({"ready": True})
+        trio.run(serve, bytes.fromhex(control.wait()["session"]))
     finally:
         for enclave in ready:
             enclave.terminate()
+
+
+async def _until_terminated(scope: "trio.CancelScope") -> None:
+    import trio
+
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async for _ in signals:
+            scope.cancel()
 
 
 def party(control: Control, *, folder: str, name: str, scenario: str, address: str, root: str) -> None:
@@ -118,13 +138,20 @@ def party(control: Control, *, folder: str, name: str, scenario: str, address: s
         table = contract.tables[stream]
         return datasets.spool(source_of(given, name, table.name), table, target, progress=_reading(control, stream))
 
+    def appraise(document: bytes, **what: Any) -> None:
+        try:
+            policy.appraise(mine, document, **what)
+        except MpcError as error:
+            control.report({"step": error.step})
+            raise
+
     client = Client(
         identity=identity,
         folder=home,
         address=address,
         session=session,
         accepts=lambda contract: policy.accepts(mine, contract, name, time.time_ns() // 1_000_000),
-        appraise=partial(policy.appraise, mine),
+        appraise=appraise,
         spool=spool,
         report=control.report,
     )
@@ -152,12 +179,16 @@ def _reading(control: Control, stream: int) -> Callable[[int], None]:
 PIECES: dict[str, Callable[..., None]] = {"coordinator": coordinator, "host": host, "party": party}
 
 
-def run_piece(name: str, sock: socket.socket, arguments: dict[str, Any]) -> int:
+def run_piece(name: str, sock: socket.socket, arguments: dict[str, Any], parent: int) -> int:
     """Exit status of a piece; its last line says why when that is not 0."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when it is over
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     library = ctypes.CDLL(None)
     library.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        return 1  # it went before it could be watched
     library.prctl(PR_SET_NAME, f"mpc-{arguments.get('name', name)}".encode()[:15], 0, 0, 0)  # for ps and top
     control = Control(sock)
     try:
@@ -182,4 +213,4 @@ def _first(group: BaseException) -> BaseException:
 
 
 if __name__ == "__main__":
-    sys.exit(run_piece(sys.argv[1], socket.socket(fileno=int(sys.argv[3])), json.loads(sys.argv[2])))
+    sys.exit(run_piece(sys.argv[1], socket.socket(fileno=int(sys.argv[3])), json.loads(sys.argv[2]), int(sys.argv[4])))

@@ -3,11 +3,13 @@
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ import trio
 from mpc.cli.pieces import run_piece
 
 LINE_BYTES_MAX = 1 << 20
+TIDY_S = 2.0  # for a host to remove what it unpacked
 
 
 @dataclass
@@ -35,7 +38,10 @@ class Child:
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(self.sock))
         buffer = b""
         while True:
-            data = await stream.receive_some(65536)
+            try:
+                data = await stream.receive_some(65536)
+            except trio.BrokenResourceError:
+                continue  # it ended without reading our last word; what it said itself still comes
             if not data:
                 return
             *lines, buffer = (buffer + data).split(b"\n")
@@ -59,47 +65,57 @@ class Child:
                 await trio.lowlevel.wait_readable(file)
             finally:
                 os.close(file)
-            self._reap(os.WNOHANG)
+            self._reap()
         return self.status or 0
 
-    def end(self) -> None:
-        """Stop it, for certain."""
+    def kill(self, number: int) -> None:
         if self.status is None:
-            self._kill(signal.SIGKILL)
-            self._reap(0)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def wait(self, seconds: float) -> None:
+        """For its end, at most so long; then it is killed."""
+        if self.status is None:
+            file = os.pidfd_open(self.pid)
+            try:
+                if not select.select([file], [], [], max(seconds, 0))[0]:
+                    self.kill(signal.SIGKILL)
+            finally:
+                os.close(file)
+            self._reap()
         self.sock.close()
 
-    def _kill(self, number: int) -> None:
-        try:
-            os.kill(self.pid, number)
-        except ProcessLookupError:
-            return
+    def _reap(self) -> None:
+        _, self.status = os.waitpid(self.pid, 0)
 
-    def _reap(self, options: int) -> None:
-        try:
-            pid, status = os.waitpid(self.pid, options)
-        except ChildProcessError:
-            pid, status = self.pid, 0
-        if pid == self.pid:
-            self.status = status
+
+def end(children: Iterable[Child]) -> None:
+    """Stop them all, for certain."""
+    children = list(children)
+    until = time.monotonic() + TIDY_S
+    for child in children:
+        child.kill(signal.SIGTERM if child.piece == "host" else signal.SIGKILL)
+    for child in children:
+        child.wait(until - time.monotonic())
 
 
 def describe_status(status: int) -> str:
     """A waitpid status in words."""
     if os.WIFSIGNALED(status):
-        return f"killed by signal {os.WTERMSIG(status)} ({signal.Signals(os.WTERMSIG(status)).name})"
+        return f"killed by {signal.Signals(os.WTERMSIG(status)).name}"
     return f"exit status {os.waitstatus_to_exitcode(status)}"
 
 
 def fork(name: str, piece: str, log: Path, arguments: dict[str, Any]) -> Child:
     """A piece forked from this process, which must hold no secret and run no thread."""
     ours, theirs = socket.socketpair()
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
             _become(theirs, log)
-            status = run_piece(piece, theirs, arguments)
+            status = run_piece(piece, theirs, arguments, parent)
         except SystemExit as stop:
             status = stop.code if isinstance(stop.code, int) else 1
         except BaseException:
@@ -114,17 +130,23 @@ def fork(name: str, piece: str, log: Path, arguments: dict[str, Any]) -> Child:
 def start(name: str, piece: str, log: Path, arguments: dict[str, Any]) -> Child:
     """The same piece in a new interpreter, for a restart."""
     ours, theirs = socket.socketpair()
-    with log.open("ab") as out:
-        command = [sys.executable, "-m", "mpc.cli.pieces", piece, json.dumps(arguments), str(theirs.fileno())]
+    with log.open("ab") as out, theirs:
         process = subprocess.Popen(
-            command,
+            [
+                sys.executable,
+                "-m",
+                "mpc.cli.pieces",
+                piece,
+                json.dumps(arguments),
+                f"{theirs.fileno()}",
+                f"{os.getpid()}",
+            ],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
             pass_fds=[theirs.fileno()],
             start_new_session=True,
         )
-    theirs.close()
     return Child(name, piece, arguments, process.pid, ours)
 
 

@@ -21,9 +21,10 @@ def unverified_message(envelope: bytes) -> tuple[str, bytes, Record]:
         protected, _, payload, _ = cbor2.loads(envelope, max_depth=2)
         header = cbor2.loads(protected, max_depth=1)
         kind, key = header[KIND], header[KEY_ID]
-        known = isinstance(payload, bytes) and isinstance(key, bytes) and kind in KINDS
     except Exception as error:  # cbor2's own and Python's: all say that this is no such message
         raise EncodingError(f"not a signed message ({type(error).__name__})") from None
-    if not known:
+    if type(key) is not bytes or type(payload) is not bytes:
+        raise EncodingError("not a signed message")
+    if type(kind) is not str or kind not in KINDS:
         raise EncodingError("kind of message", expected=", ".join(KINDS), got=ascii(kind)[:40])
     return kind, key, KINDS[kind].decode(payload)

@@ -76,7 +76,7 @@ def verify(
             raise LocalError(
                 "--nonce, --at: a receipt has its own nonces and is judged at its own time; leave them out"
             )
-        accepted = _accepted(policy, expected, fingerprints, _contract_name(content))
+        accepted = _accepted(policy, expected, fingerprints, _contract_name(content) if policy else "")
         return show_receipt(out, verify_receipt(content, accepted))
     refuse_other(file, content)
     unverified_document(content)  # a broken document is refused before anything is said about options

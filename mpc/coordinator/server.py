@@ -1,6 +1,7 @@
 """The coordinator's shell: sockets, store and clock around mailboxes."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,7 @@ from mpc.coordinator.mailbox import EnclaveLost, Event, Mailbox, Post, Stored, T
 from mpc.coordinator.store import Store
 from mpc.protocol.errors import EncodingError, LocalError, MpcError
 from mpc.protocol.rounds import Session
-from mpc.protocol.sealing import BOX_BYTES_MAX
-from mpc.transport import Connection, Entry, Said, encode_entry
+from mpc.transport import BROKEN, Connection, Entry, Said, encode_entry
 
 CONNECTIONS_MAX = 4096
 SESSIONS_MAX = 2048
@@ -73,9 +73,7 @@ class Server:
             nursery.start_soon(self._tick)
             limit = trio.CapacityLimiter(CONNECTIONS_MAX)
             task_status.started()
-            while True:
-                stream = await listener.accept()
-                nursery.start_soon(self._connection, stream, limit)
+            await trio.serve_listeners(partial(self._connection, limit), [listener])
 
     async def _tick(self) -> None:
         while True:
@@ -86,7 +84,7 @@ class Server:
                 except LocalError:
                     continue  # the disk is full; the next tick tries again
 
-    async def _connection(self, stream: trio.SocketStream, limit: trio.CapacityLimiter) -> None:
+    async def _connection(self, limit: trio.CapacityLimiter, stream: trio.SocketStream) -> None:
         async with limit:
             connection = Connection(stream)
             try:
@@ -95,8 +93,8 @@ class Server:
                         await self._answer(connection, frame)
                     except MpcError as error:
                         await connection.send({"refused": str(error)})
-            except (EncodingError, trio.BrokenResourceError, trio.ClosedResourceError):
-                pass  # nothing to say to what does not speak our frames, or has gone
+            except (EncodingError, *BROKEN):
+                pass  # nothing to say to what does not speak our frames, or has gone; nor of chunks that are deleted
             finally:
                 await connection.aclose()
 
@@ -108,16 +106,8 @@ class Server:
             case {"op": "post", "session": bytes(session), "envelope": bytes(envelope)}:
                 self._live(session).handle(Post(envelope))
                 await connection.send({"ok": True})
-            case {
-                "op": "put",
-                "session": bytes(s),
-                "epoch": int(e),
-                "stream": int(n),
-                "index": int(i),
-                "box": bytes(b),
-            }:
-                self._put(self._live(s), e, n, i, b)
-                await connection.send({"ok": True})
+            case {"op": "put", "session": bytes(s), "epoch": int(e), "stream": int(n), "index": int(i), "box": box}:
+                await connection.send(self._put(self._live(s), e, n, i, box))
             case {"op": "have", "session": bytes(s), "epoch": int(e), "stream": int(n)}:
                 present = {index for stream, index in self._store.chunks(s, e) if stream == n}
                 await connection.send({"have": next(i for i in range(len(present) + 1) if i not in present)})
@@ -146,12 +136,13 @@ class Server:
         self._store.append(name, 0, log)
         self._sessions[name] = Live(self._store, log)
 
-    def _put(self, live: Live, epoch: int, stream: int, index: int, box: bytes) -> None:
-        if len(box) > BOX_BYTES_MAX:
-            raise EncodingError("chunk", expected=f"at most {BOX_BYTES_MAX} bytes", got=len(box))
+    def _put(self, live: Live, epoch: int, stream: int, index: int, box: memoryview) -> dict[str, Any]:
+        if live.mailbox.session.epoch > epoch or live.mailbox.ended is not None:
+            return {"gone": True}
         live.mailbox.check_chunk(epoch, stream, index)
         self._store.put_chunk(live.name, epoch, stream, index, box)
         live.handle(Stored(epoch, stream, index))
+        return {"ok": True}
 
     async def _send_log(self, connection: Connection, live: Live) -> None:
         """The whole log, then what comes, until the other end goes."""
@@ -166,12 +157,12 @@ class Server:
     async def _send_chunks(self, connection: Connection, live: Live, epoch: int, stream: int, count: int) -> None:
         """Chunks 0 to `count` - 1 as they come; ends early when the epoch or the session does."""
         for index in range(count):
-            while not live.mailbox.has_chunk(epoch, stream, index):
-                if live.mailbox.session.epoch != epoch or live.mailbox.ended is not None:
+            while live.mailbox.ended is not None or not live.mailbox.has_chunk(epoch, stream, index):
+                if live.mailbox.ended is not None or live.mailbox.session.epoch != epoch:  # its chunks are deleted
                     await connection.send({"gone": True})
                     return
                 await live.changed()
-            await connection.send({"box": self._store.chunk(live.name, epoch, stream, index)})
+            await connection.send_file({"index": index}, self._store.chunk(live.name, epoch, stream, index))
 
 
 async def _listen(address: str) -> trio.SocketListener:

@@ -42,7 +42,7 @@ class Store:
                 self._database.execute("ROLLBACK")
             raise LocalError(f"the coordinator cannot write its log ({error})") from None
 
-    def put_chunk(self, session: bytes, epoch: int, stream: int, index: int, box: bytes) -> None:
+    def put_chunk(self, session: bytes, epoch: int, stream: int, index: int, box: memoryview) -> None:
         """Whole, or not at all."""
         path = self._path(session, epoch, stream, index)
         part = path.with_suffix(".part")
@@ -54,8 +54,9 @@ class Store:
             part.unlink(missing_ok=True)
             raise LocalError(f"the coordinator cannot store a chunk ({error.strerror}); free space there") from None
 
-    def chunk(self, session: bytes, epoch: int, stream: int, index: int) -> bytes:
-        return self._path(session, epoch, stream, index).read_bytes()
+    def chunk(self, session: bytes, epoch: int, stream: int, index: int) -> Path:
+        """The file that is one chunk."""
+        return self._path(session, epoch, stream, index)
 
     def chunks(self, session: bytes, epoch: int) -> list[tuple[int, int]]:
         """(stream, index) of what is here of one epoch."""

@@ -2,16 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from mpc.protocol.contract import Contract
 from mpc.protocol.encoding import Record
 from mpc.protocol.messages import Receipt
 from mpc.protocol.rounds import Session
-from mpc.protocol.signing import Signed
+from mpc.protocol.signing import Signed, open_signed
+
+opened = lru_cache(maxsize=4096)(open_signed)  # judges, adversary and machines read the same bytes often
 
 if TYPE_CHECKING:
-    from mpc.fuzz.actors import EnclaveActor
+    from mpc.fuzz.infrastructure import EnclaveActor
 
 
 class Broken(Exception):
@@ -58,9 +61,10 @@ class EnclaveSpoke:
 
 @dataclass(frozen=True)
 class ResultLeft:
-    """A chunk of a sealed result left an enclave."""
+    """A chunk of a sealed result left an enclave, together with its release or not."""
 
     enclave: "EnclaveActor"
+    with_release: bool
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from enclave_runtime.nsm import Nsm
-from mpc.fuzz.actors import EnclaveActor, TableMemory, program
+from mpc.fuzz.actors import program
 from mpc.fuzz.facts import (
     Accepted,
     Broken,
@@ -23,11 +23,12 @@ from mpc.fuzz.facts import (
     Shown,
     Spoke,
     Ticked,
+    opened,
 )
+from mpc.fuzz.infrastructure import EnclaveActor, TableMemory
 from mpc.protocol.encoding import Record
 from mpc.protocol.errors import PeerError, SealError
-from mpc.protocol.messages import Abort, Attestation, Computed, Consent, Decision, Receipt, Release, Seal
-from mpc.protocol.rounds import Session
+from mpc.protocol.messages import Abort, Computed, Consent, Decision, Receipt, Seal
 from mpc.protocol.sealing import (
     ChunkCipher,
     Cryptography,
@@ -36,7 +37,8 @@ from mpc.protocol.sealing import (
     result_context,
     table_context,
 )
-from mpc.protocol.signing import Signed, SigningKey, open_signed
+from mpc.protocol.signing import Signed, SigningKey
+from mpc.receipt import verify_receipt
 
 if TYPE_CHECKING:
     from mpc.fuzz.world import World
@@ -101,7 +103,7 @@ def consent(world: "World", news: Facts) -> None:
             _hold(agreed, consent, f"{name} consented to something else")
             if world.is_honest(name):
                 _hold(said.digest in _said(world, name, Consent), consent, f"{name} never said this consent")
-                sealed = [seal.message.binding for seal in _spoken(world, name, Seal)]
+                sealed = [seal.binding for seal, _ in _spoken(world, name, Seal)]
                 _hold(binding.digest in sealed, consent, f"{name} did not seal to this enclave")
 
 
@@ -139,7 +141,9 @@ def integrity(world: "World", news: Facts) -> None:
             expected = _oracle(world, enclave)
             _hold(accepted.result == expected.get(accepted.name), integrity, f"{accepted.name} got something else")
             try:
-                verify_release(world, accepted.release)
+                if accepted.release not in world.verified:
+                    verify_receipt(accepted.release, world.policy)
+                    world.verified.add(accepted.release)
             except PeerError as error:
                 raise Broken("integrity", f"{accepted.name}'s receipt does not verify: {error.what}") from error
 
@@ -152,12 +156,13 @@ def one_function(world: "World", news: Facts) -> None:
     if not any(isinstance(fact, Spoke | Computing | Released) for fact in news):
         return
     for name in filter(world.is_honest, world.parties):
-        for kind in (Consent, Seal):
+        kinds: tuple[type[Consent | Seal], ...] = (Consent, Seal)
+        for kind in kinds:
             per_epoch = defaultdict(set)
-            for spoke in _spoken(world, name, kind):
-                per_epoch[_epoch_of(world, spoke.message)].add(spoke.signed.digest)
+            for message, said in _spoken(world, name, kind):
+                per_epoch[_epoch_of(world, message)].add(said)
             _hold(all(len(said) == 1 for said in per_epoch.values()), one_function, f"{name} said two {kind.__name__}s")
-        bindings = {spoke.message.binding for spoke in _spoken(world, name, Seal)}
+        bindings = {seal.binding for seal, _ in _spoken(world, name, Seal)}
         met = {_commitments(e) for e in world.enclaves if e.binding and e.binding.digest in bindings}
         _hold(len(met) <= 1, one_function, f"{name} sealed the same input to meet two others")
     computed = {fact.tables for fact in world.of(Computing) if fact.enclave.genuine}
@@ -190,8 +195,7 @@ def release(world: "World", news: Facts) -> None:
     released = _of(news, Released)
     for left in _of(news, ResultLeft):
         if left.enclave.genuine:
-            with_receipt = any(fact.enclave is left.enclave for fact in released)
-            _hold(with_receipt, release, f"a result left {left.enclave.name} without a release")
+            _hold(left.with_release, release, f"a result left {left.enclave.name} without a release")
     for fact in released:
         if not fact.enclave.genuine:
             continue
@@ -280,27 +284,6 @@ INVARIANTS: tuple[Invariant, ...] = (
 )
 
 
-def verify_release(world: "World", envelope: bytes) -> Session:
-    """Check a release as a stranger would, who has it, the root and the measurements, and nothing else.
-
-    Raises:  PeerError: its history is none that the rounds allow, or a document is not the agreed enclave's.
-    """
-    signed = open_signed(envelope)
-    said = Release.decode(signed.payload)
-    proposal, shown, *rest = said.receipt.history
-    attestation = Attestation.decode(open_signed(shown).payload)
-    session = Session.propose(proposal, attestation.epoch).hear_all([shown, *rest, envelope])
-    binding = session.binding
-    assert binding is not None
-    for document, nonce, user_data in (
-        (attestation.document, binding.roster, binding.digest),
-        (said.document, binding.digest, said.receipt.digest),
-    ):
-        key, contract = binding.signing_key, session.contract
-        world.appraise(document, nonce=nonce, user_data=user_data, public_key=key, contract=contract, at=None)
-    return session
-
-
 def _hold(holds: bool, invariant: Callable[..., None], why: str) -> None:
     if not holds:
         raise Broken(invariant.__name__, why)
@@ -310,13 +293,14 @@ def _of(facts: Facts, kind: type[T]) -> list[T]:
     return [fact for fact in facts if isinstance(fact, kind)]
 
 
-def _spoken(world: "World", name: str, kind: type[Record]) -> list[Spoke]:
-    """What a participant's own machine said, of one kind."""
-    return [fact for fact in world.of(Spoke) if fact.name == name and isinstance(fact.message, kind)]
+def _spoken(world: "World", name: str, kind: type[T]) -> list[tuple[T, bytes]]:
+    """What a participant's own machine said, of one kind, each with its digest."""
+    spoken = [fact for fact in world.of(Spoke) if fact.name == name]
+    return [(fact.message, fact.signed.digest) for fact in spoken if isinstance(fact.message, kind)]
 
 
 def _said(world: "World", name: str, kind: type[Record]) -> set[bytes]:
-    return {fact.signed.digest for fact in _spoken(world, name, kind)}
+    return {said for _, said in _spoken(world, name, kind)}
 
 
 def _opens(world: "World", wrapped: bytes, context: bytes) -> bool:
@@ -332,7 +316,7 @@ def _opens(world: "World", wrapped: bytes, context: bytes) -> bool:
 def _roster(enclave: EnclaveActor) -> dict[str, tuple[Consent, Signed]]:
     """The consents that an enclave was attested with, by their speakers."""
     assert enclave.attestation is not None
-    consents = [open_signed(envelope) for envelope in enclave.attestation.roster]
+    consents = [opened(envelope) for envelope in enclave.attestation.roster]
     return {enclave.contract.names[said.signer]: (Consent.decode(said.payload), said) for said in consents}
 
 
@@ -350,15 +334,14 @@ def _oracle(world: "World", enclave: EnclaveActor) -> dict[str, bytes]:
     return program([tables[stream] for stream in sorted(tables)], world.contract.recipients)
 
 
-def _epoch_of(world: "World", message: Record) -> int:
+def _epoch_of(world: "World", message: Consent | Seal) -> int:
     if isinstance(message, Consent):
         return message.epoch
-    assert isinstance(message, Seal)
     return next(e.epoch for e in world.enclaves if e.binding and e.binding.digest == message.binding)
 
 
 def _decisions(receipt: Receipt) -> list[Signed]:
-    return [said for said in map(open_signed, receipt.history) if said.kind == "decision"]
+    return [said for said in map(opened, receipt.history) if said.kind == "decision"]
 
 
 def _reachable(root: object) -> Iterator[object]:

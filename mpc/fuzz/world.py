@@ -7,7 +7,7 @@ ones; HPKE draws its own entropy, so ciphertexts differ between two replays, and
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha384
@@ -17,26 +17,17 @@ from typing import Any, NamedTuple, TypeVar, cast
 from enclave_runtime import enclave as runtime
 from mpc.attestation import AppraisalPolicy, Measurement, verify
 from mpc.coordinator.mailbox import EnclaveLost, Post
-from mpc.fuzz.actors import (
-    FORWARDED,
-    Actor,
-    ApproverActor,
-    CoordinatorActor,
-    EnclaveActor,
-    Item,
-    Keys,
-    PartyActor,
-    Put,
-    SeededCryptography,
-)
-from mpc.fuzz.facts import Broken, Fact, Seen, Shown, Spoke
+from mpc.fuzz.actors import FORWARDED, Actor, Item, Keys, Put, SeededCryptography
+from mpc.fuzz.facts import Broken, Fact, Seen, Spoke, opened
+from mpc.fuzz.infrastructure import CoordinatorActor, EnclaveActor
+from mpc.fuzz.participants import ApproverActor, PartyActor
 from mpc.host.simulated_root import SimulatedRoot
 from mpc.protocol import contract as terms
 from mpc.protocol.contract import Contract
-from mpc.protocol.errors import PeerError, PolicyError
+from mpc.protocol.errors import PolicyError
 from mpc.protocol.messages import KINDS, sign
-from mpc.protocol.sealing import CHUNK_BYTES, OpeningKey
-from mpc.protocol.signing import SigningKey, open_signed
+from mpc.protocol.sealing import CHUNK_BYTES, OpeningKey, cut, padded_bytes
+from mpc.protocol.signing import SigningKey
 from mpc.transport import Entry, EpochOpened, Said
 from parties.party import Committed, Memory, Sealed
 
@@ -53,11 +44,12 @@ class Setting:
     """Who is in the session, and who of them is corrupt."""
 
     parties: int = 3
+    receivers: int = 0  # own nothing, and get the result
     approvers: int = 0
     quorum: int = 0
     epochs_max: int = 3
     corrupt: frozenset[str] = frozenset()
-    long: bool = False  # the first party's first table takes two chunks
+    long: bool = False  # the first party's first table takes three chunks
     wide: bool = False  # the first party has two tables
 
     @classmethod
@@ -67,6 +59,7 @@ class Setting:
         names = [*(f"party-{i}" for i in range(1, parties)), *(f"approver-{i}" for i in range(approvers))]
         return cls(
             parties=parties,
+            receivers=random.choice((0, 0, 1)),
             approvers=approvers,
             quorum=random.randint(0, approvers),
             epochs_max=random.randint(1, 4),
@@ -104,7 +97,7 @@ class World:
         self._record_nothing()
         self.enclaves: list[EnclaveActor] = []
         self.coordinator: CoordinatorActor = CoordinatorActor(self, self.proposal)
-        self.parties = {name: self._draw_party(name) for name in self.contract.parties}
+        self.parties = {name: self._draw_party(name) for name in self.keys if not name.startswith("approver")}
         self.approvers = {
             name: ApproverActor(self, self.keys[name], honest=self.is_honest(name))
             for name in self.contract.approvals.approvers
@@ -114,7 +107,8 @@ class World:
     def _draw_keys(self) -> None:
         draw = SeededCryptography(f"{self.seed} keys")
         setting = self.setting
-        names = [*(f"party-{i}" for i in range(setting.parties)), *(f"approver-{i}" for i in range(setting.approvers))]
+        counts = {"party": setting.parties, "receiver": setting.receivers, "approver": setting.approvers}
+        names = [f"{role}-{i}" for role, count in counts.items() for i in range(count)]
         self.keys = {name: Keys.draw(name, draw) for name in names}
         self.author = SigningKey(draw.random(32))
         self.stranger = SigningKey(draw.random(32))  # the adversary's own keys
@@ -122,6 +116,7 @@ class World:
 
     def _draw_contract(self) -> Contract:
         parties = [name for name in self.keys if name.startswith("party")]
+        receivers = [name for name in self.keys if name.startswith("receiver")]
         approvers = tuple(name for name in self.keys if name.startswith("approver"))
         columns = (terms.Column("value", "string"),)
         owned = [(name, "rows") for name in parties] + ([("party-0", "more")] if self.setting.wide else [])
@@ -137,7 +132,7 @@ class World:
                 terms.Table(table, owner, terms.Rule("exact"), columns, 4 * CHUNK_BYTES) for owner, table in owned
             ),
             program=terms.Program("digest", ""),
-            recipients=tuple(parties[:2]),
+            recipients=(*parties[:2], *receivers),
             receipt_recipients=tuple(parties[2:3]),
             approvals=terms.Approvals(self.setting.quorum, approvers),
             enclave=terms.Enclave(
@@ -157,7 +152,7 @@ class World:
 
     def draw_tables(self, name: str, form: bytes = b"") -> dict[int, bytes]:
         """New tables for a party; each line of an honest one is a canary."""
-        size = {0: 2 + CHUNK_BYTES // 40} if self.setting.long and name == "party-0" else {}
+        size = {0: 1 + 2 * CHUNK_BYTES // 33} if self.setting.long and name == "party-0" else {}
         tables = {}
         for stream in self.contract.tables_of(name):
             lines = [b"CANARY %s %d %016x\n" % (name.encode(), stream, self.random.getrandbits(64))]
@@ -188,6 +183,7 @@ class World:
         self.canaries: defaultdict[str, list[bytes]] = defaultdict(list)  # of each party, all that it ever held
         self.inputs: dict[bytes, dict[int, bytes]] = {}  # commitment → the tables behind it
         self.content_keys: set[bytes] = set()
+        self.verified: set[bytes] = set()  # releases whose receipts a stranger accepts
         self.pool: list[bytes] = [self.proposal]  # every envelope that was ever said
 
     def note(self, *facts: Fact) -> None:
@@ -205,8 +201,14 @@ class World:
         self.note(*facts)
 
     def remembered(self, party: PartyActor, memory: Memory) -> None:
-        if isinstance(memory, Committed) and memory.tables == party.spool():
-            self.inputs[memory.commitment] = dict(party.tables)
+        if isinstance(memory, Committed):
+            # What a corrupt party committed to is what its chunks hold, up to the length that it said.
+            chunks = {stream: b"".join(cut(table)) for stream, table in party.tables.items()}
+            self.inputs[memory.commitment] = {
+                said.stream: chunks[said.stream][: said.length]
+                for said, real in zip(memory.tables, party.spool(), strict=True)
+                if said.tree == real.tree and padded_bytes(said.length) == len(chunks[said.stream])
+            }
         elif isinstance(memory, Sealed):
             self.content_keys.update(memory.keys)
 
@@ -216,7 +218,7 @@ class World:
         """A participant or an enclave says something."""
         self.pool.append(envelope)
         self.note(Seen(envelope))
-        signed = open_signed(envelope)
+        signed = opened(envelope)
         if not isinstance(sender, EnclaveActor):
             self.note(Spoke(sender.name, sender.honest, KINDS[signed.kind].decode(signed.payload), signed))
         self.wires["coordinator"].append(Post(envelope))
@@ -235,7 +237,7 @@ class World:
             self.wires[name].append(entry)
         if isinstance(entry, EpochOpened):
             self.launch(entry.epoch)
-        elif isinstance(entry, Said) and open_signed(entry.envelope).kind in FORWARDED:
+        elif isinstance(entry, Said) and opened(entry.envelope).kind in FORWARDED:
             for enclave in self.running(self.coordinator.mailbox.session.epoch):
                 self.wires[enclave.name].append(runtime.Message(entry.envelope))
 
@@ -258,7 +260,7 @@ class World:
         wire.append(runtime.Begin(enclave.proposal, epoch))
         since = max((i for i, entry in enumerate(self.coordinator.log) if isinstance(entry, EpochOpened)), default=0)
         said = [entry.envelope for entry in self.coordinator.log[since:] if isinstance(entry, Said)]
-        wire += [runtime.Message(envelope) for envelope in said if open_signed(envelope).kind in FORWARDED]
+        wire += [runtime.Message(envelope) for envelope in said if opened(envelope).kind in FORWARDED]
         return enclave
 
     def kill_enclave(self, enclave: EnclaveActor) -> None:
@@ -332,6 +334,17 @@ class World:
             self.advance(later[0] + 1 - self.now_ms)
         raise Broken("termination", f"a fair network, and after {STEPS_MAX} steps or the last deadline no end")
 
+    def until(self, condition: Callable[[], object]) -> None:
+        """Fair steps until something has happened; raises Broken when everybody waits before."""
+        while not condition():
+            if not self.fair_step():
+                raise Broken("termination", "everybody waits")
+
+    def rest(self) -> None:
+        """Fair steps until everybody waits."""
+        while self.fair_step():
+            pass
+
     def settle(self) -> None:
         """Time runs out; whoever is alive must see that by its own clock."""
         from mpc.fuzz import invariants
@@ -347,9 +360,16 @@ class World:
 
     def endings(self) -> dict[str, tuple[bool, str]]:
         """Party → whether it got a release, and why not."""
-        return {
-            name: (party.ending.released, party.ending.why) for name, party in self.parties.items() if party.ending
-        }
+        ended = {name: party.ending for name, party in self.parties.items()}
+        return {name: (ending.released, ending.why) for name, ending in ended.items() if ending}
+
+    def said(self, kind: str) -> list[bytes]:
+        """Every envelope of a kind that anybody said, in order."""
+        return [envelope for envelope in self.pool if opened(envelope).kind == kind]
+
+    def refused(self, name: str, what: str) -> bool:
+        """Whether somebody has refused something with these words."""
+        return any(line.startswith(f"{name} refuses") and what in line for line in self.story)
 
     def held(self) -> Sequence[SigningKey]:
         """The keys that the adversary signs with."""
@@ -363,15 +383,3 @@ class World:
 def simulated_root() -> SimulatedRoot:
     """One for all worlds: making it is slow, and its key is nobody's secret here."""
     return SimulatedRoot.create(entropy=SeededCryptography("root").random, now_ms=START_MS)
-
-
-def read(envelope: bytes) -> tuple[str, bytes] | None:
-    """Kind and signer of an envelope, or None when it is none."""
-    try:
-        signed = open_signed(envelope)
-    except PeerError:
-        return None
-    return signed.kind, signed.signer
-
-
-__all__ = ["PCRS", "Broken", "Move", "Setting", "Shown", "World", "read"]

@@ -22,9 +22,10 @@ from mpc.host import sandbox, seccomp
 from mpc.host.simulated_nsm import SimulatedNsm, SimulatedRoot
 from mpc.image import cache, cpio, eif, standin
 from mpc.image.eif import Image, ImageError, Kind, Section
-from mpc.image.measure import Measurements, measure_image
+from mpc.image.measure import Measurements
 from mpc.protocol.errors import LocalError
 
+_END_S = 10  # until the kernel has taken a killed enclave's memory back
 _COPY_BYTES = 1 << 24  # at a time
 _AGAIN = "build one here (mpc image build), or run it on the backend that it is for"
 
@@ -74,7 +75,7 @@ def launch(path: Path, *, cpus: int, memory_bytes: int, root: SimulatedRoot) -> 
     """
     with eif.opened(path) as image, ThreadPoolExecutor(2) as pool, ExitStack() as undo:
         ramdisks = _check(image)
-        measured = pool.submit(lambda: measure_image(image)[0])
+        measured = pool.submit(cache.measured, image)
         bpf = pool.submit(seccomp.program)
         folder = undo.enter_context(_private_folder())
         for ramdisk in ramdisks:
@@ -125,7 +126,7 @@ class _Keeper(threading.Thread):
             return
         process = self.started.result()
         process.kill()
-        self.join()
+        self.join(_END_S)
         process.close()
 
 

@@ -21,7 +21,8 @@ from mpc.protocol.errors import LocalError
 
 INSTALL = "install bubblewrap (Debian, Ubuntu: sudo apt install bubblewrap; Fedora: sudo dnf install bubblewrap)"
 START_S = 60  # until the application has been imported, on a machine that is very busy
-CONSOLE_BYTES_MAX = 4096  # what an error shows of it
+LINE_CHARACTERS_MAX = 300  # of the console, in an error
+_PIPE_BYTES = 1 << 16
 PROCESSES_MAX, DESCRIPTORS_MAX = 512, 4096
 _ENCLAVE_UID = "65534"  # inside; outside it is who launches
 _CHANNEL, _NSM, _SECCOMP, _GO, _STATUS = 3, 4, 5, 6, 7
@@ -187,10 +188,11 @@ def _child(status: int, console: int) -> int:
 
 
 def _console(console: int) -> str:
+    """The last line of what was said: bubblewrap's complaint, or the end of a traceback."""
     if not select.select([console], [], [], 0)[0]:
         return ""
-    text = os.read(console, 1 << 16)[-CONSOLE_BYTES_MAX:].decode(errors="replace").strip()
-    return f": {text}" if text else ""
+    lines = os.read(console, _PIPE_BYTES).decode(errors="replace").strip().splitlines()
+    return f": {lines[-1][:LINE_CHARACTERS_MAX]}" if lines else ""
 
 
 def _limit(pid: int, limits: Limits) -> None:

@@ -7,8 +7,9 @@ from typing import Any, Protocol
 
 import trio
 
-from mpc.protocol.channel import HEADER, Frame, begin_frame, chunk_frame, frame, parse_chunk, parse_header
+from mpc.protocol.channel import HEADER, Frame, begin_frame, chunk_head, frame, parse_chunk, parse_header
 from mpc.protocol.messages import Seal
+from mpc.protocol.sealing import Buffer
 from mpc.protocol.signing import open_signed
 from mpc.transport import Connection, Ended, EpochOpened, Link, Refused, one_fault
 
@@ -103,7 +104,7 @@ class Host:
                 answer = await connection.receive()
                 if "box" not in answer:
                     return
-                await self._write(channel, lock, chunk_frame(stream, index, answer["box"]))
+                await self._write(channel, lock, chunk_head(stream, index, len(answer["box"])), answer["box"])
                 self._report({"piped": len(answer["box"]), "stream": stream})
 
         await self._link.talk(conversation)
@@ -122,22 +123,23 @@ class Host:
                 self._report({"refused": "by the enclave: " + body.decode(errors="replace")})
             elif kind is Frame.CHUNK:
                 stream, index, box = parse_chunk(body)
-                await self._tell({"op": "put", "epoch": epoch, "stream": stream, "index": index, "box": bytes(box)})
+                await self._tell({"op": "put", "epoch": epoch, "stream": stream, "index": index}, box)
             elif kind is Frame.MESSAGE:
                 said = open_signed(body).kind
                 self._released = self._released or said in ("release", "abort")
                 await self._tell({"op": "post", "envelope": body})
 
-    async def _write(self, channel: trio.SocketStream, lock: trio.Lock, data: bytes) -> None:
+    async def _write(self, channel: trio.SocketStream, lock: trio.Lock, *parts: Buffer) -> None:
         async with lock:
             try:
-                await channel.send_all(data)
+                for part in parts:
+                    await channel.send_all(part)
             except trio.BrokenResourceError:
                 await trio.sleep_forever()  # the enclave is gone: `_listen` sees it too, and ends this
 
-    async def _tell(self, request: dict[str, Any]) -> None:
+    async def _tell(self, request: dict[str, Any], box: Buffer = b"") -> None:
         try:
-            await self._link.ask(request)
+            await self._link.ask(request, box)
         except Refused as error:
             self._report({"refused": f"by the coordinator: {error}"})
 

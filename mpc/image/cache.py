@@ -1,7 +1,8 @@
 """What this installation gives, remembered under the user's cache folder.
 
 An entry's key is the stat signature (path, size, times) of every file that goes into it, so a changed installation
-finds nothing. An image from here is measured again at each launch: a changed one is a different one, not a trusted one.
+finds nothing. The measurement of an image file is remembered in the same way; the local backend's host, who could lie
+about it, is believed by nobody who does not own the machine.
 """
 
 import fcntl
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from mpc.image import build, standin, variant
-from mpc.image.measure import Measurements
+from mpc.image.eif import Image
+from mpc.image.measure import Measurements, measure_image
 from mpc.protocol.contract import Measurement
 from mpc.protocol.errors import LocalError
 
@@ -37,12 +39,17 @@ def folder() -> Path:
     return path
 
 
-def cached_image(name: str) -> tuple[Path, Measurements]:
-    """The image of a variant for the local backend, built if this installation has not built it before."""
+def cached_image(name: str, announce: Callable[[], None] | None = None) -> tuple[Path, Measurements]:
+    """The image of a variant for the local backend, built if this installation has not built it before.
+
+    Args: announce: called before it is built, which takes seconds.
+    """
     kind, key = f"image-{name}", _key(name)
     path = folder() / f"{kind}-{key}.eif"
 
     def make() -> dict[str, Any]:
+        if announce is not None:
+            announce()
         return {**build.build(name, path).shown(), "bytes": path.stat().st_size}
 
     made = remembered(kind, key, make, lambda made: path.is_file() and path.stat().st_size == made["bytes"])
@@ -66,8 +73,19 @@ def description() -> dict[str, dict[str, str]]:
     return remembered("interpreter", _signature(_interpreter_files()), standin.describe)
 
 
+def measured(image: Image) -> Measurements:
+    """What an open image measures, remembered by the file's identity and times: whoever changes a byte changes those.
+
+    Raises: ImageError.
+    """
+    found = os.fstat(image.file.fileno())
+    identity = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, build.own_version())
+    key = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
+    return _measurements(remembered("measured", key, lambda: dict(measure_image(image)[0].shown())))
+
+
 def _measurements(made: dict[str, Any]) -> Measurements:
-    return Measurements(*(bytes.fromhex(made[f"PCR{index}"]) for index in range(3)))
+    return Measurements(*(bytes.fromhex(made[f"PCR{index}"]) for index in (0, 1, 2, 8) if f"PCR{index}" in made))
 
 
 def remembered(

@@ -29,8 +29,9 @@ def begin_frame(epoch: int, contract: bytes) -> bytes:
     return frame(Frame.BEGIN, _EPOCH.pack(epoch) + contract)
 
 
-def chunk_frame(stream: int, index: int, box: bytes) -> bytes:
-    return frame(Frame.CHUNK, _POSITION.pack(stream, index) + box)
+def chunk_head(stream: int, index: int, box_bytes: int) -> bytes:
+    """All of a chunk's frame but the box, which follows as it is."""
+    return HEADER.pack(Frame.CHUNK, _POSITION.size + box_bytes) + _POSITION.pack(stream, index)
 
 
 def parse_header(header: bytes | memoryview) -> tuple[Frame, int]:

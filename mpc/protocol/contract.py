@@ -158,10 +158,10 @@ class Contract(Record):
     epochs_max: Annotated[int, Limit(1, 100)]
 
     def validate(self) -> None:
-        names = [participant.name for participant in self.participants]
+        names = ["author", "enclave", *(participant.name for participant in self.participants)]  # two speak besides
         keys = [participant.key for participant in self.participants]
         if len(set(names)) != len(names) or len(set(keys)) != len(keys):
-            raise ContractError("participants", expected="each name and each key once")
+            raise ContractError("participants", expected="each name and each key once, none called author or enclave")
         owned = [(table.owner, table.name) for table in self.tables]
         if len(set(owned)) != len(owned):
             raise ContractError("tables", expected="each table of an owner once")

@@ -18,6 +18,8 @@ import cbor2
 from mpc.protocol.errors import EncodingError, LocalError
 
 DIGEST_BYTES = 48
+ITEMS_MAX = 200_000  # 1,000 parties with a table each of a dozen columns; as Python values 20 MB
+_BYTES, _TEXT, _ARRAY, _MAP, _TAG = 2, 3, 4, 5, 6  # major types
 DEPTH_MAX = 16  # contract → tables → columns → buckets is 7
 MESSAGE_BYTES_MAX = 4 << 20  # a contract of 1,000 parties is 2 MiB: their sealing keys
 
@@ -82,32 +84,38 @@ def decode(data: bytes, bytes_max: int = MESSAGE_BYTES_MAX) -> Any:
     if len(data) > bytes_max:
         raise EncodingError("message size", expected=f"at most {bytes_max} bytes", got=len(data))
     try:
-        value = cbor2.loads(
-            data,
-            allow_duplicate_keys=False,
-            allow_indefinite=False,
-            strict_hashable_types=True,
-            max_depth=DEPTH_MAX,
-            tag_hook=_refuse_tag,
-            semantic_decoders=_NO_TAGS,
-        )
+        _check_items(data)
+        value = cbor2.loads(data, allow_duplicate_keys=False, strict_hashable_types=True, max_depth=DEPTH_MAX)
         _check_plain(value)
         same = encode(value) == data
     except EncodingError:
         raise
     except Exception as error:  # cbor2's own and Python's, all for the same reason
         raise EncodingError(f"not deterministic CBOR ({type(error).__name__})") from None
-    if not same:  # another form of the same value, or bytes after it
+    if not same:  # another form of the same value
         raise EncodingError("not the deterministic CBOR form of its value")
     return value
 
 
-def _refuse_tag(*_: object) -> object:
-    raise EncodingError("CBOR tag", expected="none")
-
-
-# cbor2 turns these into regular expressions, decimals, cycles …; unknown ones reach the tag hook.
-_NO_TAGS = {tag: _refuse_tag for tag in (*range(0, 38), 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799)}
+def _check_items(data: bytes) -> None:
+    """Before anything is built: definite lengths, no tags, nothing behind the end, and not so many items that the
+    built value would take much more memory than its bytes. IndexError when it ends too early."""
+    place, missing, items = 0, 1, 0
+    while missing:
+        kind, size = data[place] >> 5, data[place] & 31
+        place, value = place + 1, size
+        if kind == _TAG or size > 27:
+            raise EncodingError("CBOR", expected="definite lengths and no tags")
+        if size >= 24:
+            width = 1 << (size - 24)
+            place, value = place + width, int.from_bytes(data[place : place + width], "big")
+        missing += {_ARRAY: value, _MAP: 2 * value}.get(kind, 0) - 1
+        place += value if kind in (_BYTES, _TEXT) else 0
+        items += 1
+        if items + missing > ITEMS_MAX:
+            raise EncodingError("items in a message", expected=f"at most {ITEMS_MAX}")
+    if place != len(data):
+        raise EncodingError("CBOR", expected="one value", got="other bytes behind it, or too few")
 
 
 def _check_plain(value: object) -> None:

@@ -165,8 +165,11 @@ class Session:
 
     def history(self) -> tuple[bytes, ...]:
         """What a receipt holds of this session: everything but the consents, which the attestation carries."""
+        return tuple(heard.envelope for heard in self._history())
+
+    def _history(self) -> list[Heard]:
         kinds = (Contract, Attestation, Seal, Computed, Decision)
-        return tuple(envelope for kind in kinds for envelope in self.messages(kind).values())
+        return [heard for kind in kinds for heard in self._heard(kind)]
 
     def missing(self) -> tuple[str, ...]:
         """Whose message this round waits for, by name."""
@@ -260,9 +263,10 @@ class Session:
         _same("summary", self.content(Computed)[Role.ENCLAVE.value].summary, decision.summary)
 
     def _check_release(self, release: Release) -> None:
-        _same("history in the receipt", _said(self.history()), _said(release.receipt.history))
-        keys = {result.recipient: result.key.stream for result in release.receipt.results}
-        _same("results in the receipt", result_streams(self.contract), keys)
+        said = [open_signed(envelope).digest for envelope in release.receipt.history]
+        _same("history in the receipt", [heard.signed.digest for heard in self._history()], said)
+        streams = [(result.recipient, result.key.stream) for result in release.receipt.results]
+        _same("results in the receipt", list(result_streams(self.contract).items()), streams)
 
     def _advance(self, kind: type[Record]) -> Self:
         """To the next round when this one has all that it needs; a quorum of nobody is complete at once."""
@@ -282,10 +286,6 @@ def _kind(signed: Signed) -> type[Record]:
     if signed.kind not in KINDS:
         raise EncodingError("kind of message", expected=", ".join(KINDS), got=ascii(signed.kind)[:32])
     return KINDS[signed.kind]
-
-
-def _said(envelopes: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    return tuple(open_signed(envelope).digest for envelope in envelopes)
 
 
 def _same(what: str, expected: object, got: object) -> None:
