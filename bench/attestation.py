@@ -1,20 +1,14 @@
-"""One verification against the bare ECDSA P-384 verifications that its chain needs, side by side in one run.
+"""One verification against the bare ECDSA P-384 verifications that its chain needs, in turn in one process.
 
-    python bench/attestation.py [DOCUMENT] [--rounds N]
-
-DOCUMENT is a real attestation document: by default one of ../shared/vectors/attestation, and where that folder is
-absent one of the simulated NSM. Each round times in turn, in one process: the bare verifications, with keys that are
-loaded already; a whole verification whose chain was met before, as all are but an enclave's first; one with nothing
-remembered; and, where it is installed, the same document through epsilon-attestation-verifier, which checks less (no
-pinned fingerprint, nonce or validity). Medians are printed, and medians of each round's ratio.
+The document is a real one of ../shared/vectors/attestation, and where that folder is absent one of the simulated NSM.
+Each round times the bare verifications, with keys that are loaded already; a whole verification whose chain was met
+before, as all are but an enclave's first; one with nothing remembered; and, where it is installed, the same document
+through epsilon-attestation-verifier, which checks less (no pinned fingerprint, nonce or validity).
 """
 
-import argparse
 import base64
 import importlib.util
 import logging
-import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, utils
 
+from bench.figures import Figure, Report, median, ratio
 from mpc.attestation import (
     AWS_NITRO_ROOT_G1,
     AppraisalPolicy,
@@ -34,7 +29,7 @@ from mpc.attestation import (
     verify,
 )
 
-REAL = Path(__file__).resolve().parents[2] / "shared" / "vectors" / "attestation"
+REAL = Path(__file__).resolve().parents[2] / "shared" / "vectors" / "attestation" / "worldcoin_tests.bin"
 ROUNDS = 300
 RATIO_MAX = 1.15
 
@@ -64,7 +59,7 @@ def epsilon(raw: bytes) -> Callable[[], None]:
     from epsilon_verifier import verify_attestation  # type: ignore[import-not-found]
 
     logging.disable(logging.CRITICAL)
-    text, root = base64.b64encode(raw).decode(), str(REAL / "aws-nitro-root-g1.pem")
+    text, root = base64.b64encode(raw).decode(), str(REAL.with_name("aws-nitro-root-g1.pem"))
 
     def run() -> None:
         assert verify_attestation(text, aws_root_cert_path=root, allow_expired=True).valid
@@ -87,13 +82,9 @@ def timed(work: Callable[[], object]) -> float:
     return (time.perf_counter() - start) * 1000
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("document", nargs="?", type=Path, default=REAL / "worldcoin_tests.bin")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    arguments = parser.parse_args()
-    real = arguments.document.exists()
-    raw, root = (arguments.document.read_bytes(), AWS_NITRO_ROOT_G1) if real else simulated_document()
+def measure(rounds: int, work: Path) -> Report:
+    real = REAL.exists()
+    raw, root = (REAL.read_bytes(), AWS_NITRO_ROOT_G1) if real else simulated_document()
     document = unverified_document(raw)
     policy = AppraisalPolicy((Measurement("bench", {i: document.pcrs[i] for i in (0, 1, 2)}),), frozenset({root}))
 
@@ -104,23 +95,19 @@ def main() -> int:
         chain.forget()
         whole()
 
-    works = {"bare P-384 verifications": bare_verifications(document), "verify, nothing remembered": cold}
-    works["verify, chain remembered"] = whole
+    works = {"bare": bare_verifications(document), "first": cold, "again": whole}
+    names = {
+        "bare": "bare P-384 verifications",
+        "first": "verify, nothing remembered",
+        "again": "verify, chain remembered",
+    }
     if real and importlib.util.find_spec("epsilon_verifier"):
-        works["epsilon-attestation-verifier"] = epsilon(raw)
-    rounds = [{name: timed(work) for name, work in works.items()} for _ in range(arguments.rounds)]
-    bare = next(iter(works))
-    name = arguments.document.name if real else "a simulated document"
-    print(f"{name}: {len(document.cabundle) + 1} signatures, median of {arguments.rounds} rounds")
-    for work in works:
-        milliseconds = statistics.median(times[work] for times in rounds)
-        print(f"{work:30} {milliseconds:7.3f} ms   {ratio(rounds, work, bare):5.2f} x bare")
-    return 0 if ratio(rounds, "verify, chain remembered", bare) <= RATIO_MAX else 1
-
-
-def ratio(rounds: list[dict[str, float]], work: str, bare: str) -> float:
-    return statistics.median(times[work] / times[bare] for times in rounds)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        works["epsilon"], names["epsilon"] = epsilon(raw), "epsilon-attestation-verifier"
+    times = [{name: timed(work) for name, work in works.items()} for _ in range(ROUNDS)]
+    figures = [Figure(names[name], median(t[name] for t in times), "ms") for name in works]
+    figures += [
+        Figure(f"{names[name]} / bare", ratio(times, name, "bare"), "x", RATIO_MAX if name == "again" else None)
+        for name in list(works)[1:]
+    ]
+    what = REAL.name if real else "a simulated document"
+    return Report(f"Attestation: {what}, {len(document.cabundle) + 1} signatures; median of {ROUNDS}", figures)

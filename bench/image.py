@@ -12,7 +12,7 @@ LINES_MAX = 1700
 PROGRAMS = "enclave_runtime/programs/"
 
 
-def measure(rounds: int, work: Path) -> Report:  # noqa: ARG001 - there is nothing to repeat
+def measure(rounds: int, work: Path) -> Report:
     ours, packages = Counter[str](), Counter[str]()
     init = Path(local_init.__file__)  # in the bootstrap ramdisk, so measured too
     for name, path in [(file.name, file.path) for file in variant.files(VARIANT)] + [("local_init.py", init)]:

@@ -61,9 +61,10 @@ def write_join(folder: Path, rows: int, suffix: str) -> Path:
         return f"(hash(i, {SEED + what}) % {size})"
 
     def word(words: tuple[str, ...], what: int) -> str:
-        """Each word about seven times as rare as the one before; the last one rarest."""
+        """Each word about three times as rare as the one before; the last one rarest."""
         listed = ", ".join(f"'{name}'" for name in words)
-        return f"list_extract([{listed}], least(CAST(floor(-ln((1 + {drawn(what, 1 << 30)}) / {1 << 30}.0) / 1.2) AS INT) + 1, {len(words)}))"
+        uniform = f"(1 + {drawn(what, 1 << 30)}) / {1 << 30}.0"
+        return f"[{listed}][least(CAST(floor(-ln({uniform}) / 1.2) AS INT) + 1, {len(words)})]"
 
     write(
         folder / f"purchases.{suffix}",
@@ -80,8 +81,49 @@ def write_join(folder: Path, rows: int, suffix: str) -> Path:
     return path
 
 
-def write(file: Path, query: str) -> None:
+LARGE_MEMORY_BYTES = 4 << 30
+_LARGE_ROW_BYTES = 49  # of Arrow: four numbers, a text of 12 letters with its offset, and a bit for each that is valid
+_ROW_GROUP_BYTES = 64 << 20
+_LARGE = f"""
+[scenario]
+name = "bench-sealing"
+[enclave]
+cpus = {CPUS}
+memory = "{LARGE_MEMORY_BYTES >> 30} GiB"
+[party.owner.table.events]
+source = "events.parquet"
+bytes_max = "2 GiB"
+rule = {{ kind = "aggregate", k = {K} }}
+[party.owner.table.events.columns]
+id = {{ type = "int64" }}
+at = {{ type = "int64" }}
+text = {{ type = "string", use = ["group"] }}
+size = {{ type = "int64", use = ["sum"] }}
+price = {{ type = "double", use = ["avg"] }}
+[program]
+kind = "sql"
+query = "SELECT text, sum(size) AS size, avg(price) AS price, count(*) AS n FROM events GROUP BY text ORDER BY text"
+[recipients]
+result = ["owner"]
+"""
+
+
+def write_large(folder: Path, size: int) -> Path:
+    """One table of about `size` bytes of Arrow, as Parquet in row groups of 64 MiB, and a scenario that sums it up."""
+    write(
+        folder / "events.parquet",
+        f"""SELECT i AS id, CAST(hash(i, {SEED}) >> 20 AS BIGINT) AS at, 'category ' || (100 + hash(i, 1) % 50) AS text,
+            CAST(hash(i, 2) % 1000000 AS BIGINT) AS size, (hash(i, 3) % 100000) / 100.0 AS price
+            FROM range({size // _LARGE_ROW_BYTES}) AS t(i)""",
+        f", ROW_GROUP_SIZE {_ROW_GROUP_BYTES // _LARGE_ROW_BYTES}",
+    )
+    path = folder / "large.toml"
+    path.write_text(_LARGE)
+    return path
+
+
+def write(file: Path, query: str, options: str = "") -> None:
     """A query's rows as Parquet or CSV, in one order on any machine."""
     form = "PARQUET" if file.suffix == ".parquet" else "CSV, HEADER"
     duckdb.execute("SET preserve_insertion_order = true")
-    duckdb.execute(f"COPY ({query}) TO '{file}' (FORMAT {form})")
+    duckdb.execute(f"COPY ({query}) TO '{file}' (FORMAT {form}{options})")

@@ -1,4 +1,4 @@
-"""A run's processes from outside, as /proc shows them: peak memory, processor time, and the enclave's memory by time."""
+"""A run's processes from outside, as /proc shows them: peak memory, processor time, the enclave's memory."""
 
 import os
 import threading

@@ -4,6 +4,8 @@ import ctypes
 import mmap
 import os
 import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from enclave_runtime.enclave import (
@@ -33,7 +35,7 @@ from mpc.protocol.channel import (
     parse_header,
 )
 from mpc.protocol.errors import EncodingError, PeerError
-from mpc.protocol.sealing import Cryptography
+from mpc.protocol.sealing import Cryptography, chunk_digest
 
 CHANNEL_FD, NSM_FD = 3, 4
 PR_SET_DUMPABLE = 4
@@ -45,6 +47,7 @@ class Tables:
     def __init__(self) -> None:
         self.files: dict[int, int] = {}
         self._maps: list[mmap.mmap] = []
+        self._hashers = ThreadPoolExecutor(len(os.sched_getaffinity(0)))  # threads start with the first chunk
 
     def allocate(self, stream: int, size: int) -> memoryview:
         self.files[stream] = os.memfd_create("table", os.MFD_CLOEXEC)
@@ -52,8 +55,12 @@ class Tables:
         self._maps.append(mmap.mmap(self.files[stream], size))
         return memoryview(self._maps[-1])
 
+    def digest(self, chunk: memoryview) -> Callable[[], bytes]:
+        return self._hashers.submit(chunk_digest, chunk).result
+
     def erase(self) -> None:
         """Give the memory back; the kernel clears it before anybody gets it again."""
+        self._hashers.shutdown(cancel_futures=True)
         for file in self.files.values():
             os.ftruncate(file, 0)
             os.close(file)

@@ -3,7 +3,7 @@
 It holds keys from the attestation on, inputs until it has computed, results until they are released.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -35,7 +35,6 @@ from mpc.protocol.sealing import (
     StreamSecret,
     chunk_bytes,
     chunk_count,
-    chunk_digest,
     cut,
     derive,
     input_commitment,
@@ -63,6 +62,9 @@ class Memory(Protocol):
     """Where opened tables lie; the program's process reads them there."""
 
     def allocate(self, stream: int, size: int) -> memoryview: ...
+    def digest(self, chunk: memoryview) -> Callable[[], bytes]:
+        """Begin to hash a chunk; what comes back waits for the digest. Hashing takes longer than all else."""
+
     def erase(self) -> None: ...
 
 
@@ -134,7 +136,7 @@ class _Input:
     secret: StreamSecret
     cipher: ChunkCipher
     buffer: memoryview
-    leaves: dict[int, bytes] = field(default_factory=dict)
+    leaves: dict[int, Callable[[], bytes]] = field(default_factory=dict)  # digests of chunks that have been opened
 
 
 class Enclave:
@@ -237,7 +239,7 @@ class Enclave:
             raise SealError("size of a chunk", expected=size + TAG_BYTES, got=len(chunk.box))
         place = table.buffer[chunk.index * CHUNK_BYTES :][:size]
         table.cipher.open_into(chunk.box, chunk.index, place)
-        table.leaves[chunk.index] = chunk_digest(place)
+        table.leaves[chunk.index] = self._memory.digest(place)
         return self._compute_when_ready(session)
 
     def _compute_when_ready(self, session: Session) -> list[Action]:
@@ -264,7 +266,7 @@ class Enclave:
             (
                 contract.tables[stream].name,
                 table.secret.length,
-                tree_root([leaf for _, leaf in sorted(table.leaves.items())]),
+                tree_root([table.leaves[i]() for i in sorted(table.leaves)]),
             )
             for stream, table in streams.items()
         ]

@@ -1,6 +1,5 @@
 """A party's shell: it feeds its machine with the coordinator's log and does what the machine says."""
 
-import mmap
 import os
 import time
 from collections.abc import Callable
@@ -254,10 +253,11 @@ class Client:
 
         async with one_fault() as nursery:
             nursery.start_soon(acknowledge)
-            with self._path(action.stream).open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+            with self._path(action.stream).open("rb") as file:
+                file.seek(first * CHUNK_BYTES)
                 for index in range(first, count):
                     await window.acquire()
-                    chunk = self._chunk(action, data[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES], index)
+                    chunk = self._chunk(action, file.read(CHUNK_BYTES), index)
                     await connection.send({"op": "put", **place, "index": index}, cipher.seal(chunk, index))
 
     def _chunk(self, action: Upload, data: bytes, index: int) -> Buffer:

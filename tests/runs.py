@@ -102,7 +102,9 @@ class House:
 
     def close(self) -> None:
         until(lambda: not self.orphans(), "orphans are gone", seconds=10)
-        assert len(list((self.folder / "cache" / "enclave-mpc").glob("running/*"))) <= self.left_images
+        cache = self.folder / "cache"
+        assert len(list(cache.glob("enclave-mpc/running/*"))) <= self.left_images
+        shutil.rmtree(cache, ignore_errors=True)  # images are large
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 

@@ -80,7 +80,7 @@ def launch(path: Path, work: Path) -> local.Launched:
     found: list[local.Launched] = []
     root = SimulatedRoot.load_or_create(work)
     os.environ["CANARY"] = CANARY
-    os.set_inheritable(os.open(path, os.O_RDONLY), True)
+    os.dup2(os.open(path, os.O_RDONLY), 50, inheritable=True)
 
     def run() -> None:
         found.append(local.launch(path, cpus=CPUS, memory_bytes=MEMORY_BYTES, root=root))
@@ -158,10 +158,11 @@ def main() -> None:
     pid = launched.pid
     inside = json.loads(read_line(launched.channel))
     address = writable_address(pid)
+    status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
     report = {
         "inside": inside,
         "described": launched.describe(),
-        "status": dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()),
+        "status": status,
         "shared_namespaces": [
             kind
             for kind in NAMESPACES
@@ -185,6 +186,7 @@ def main() -> None:
     victim = os.fork()
     if victim == 0:
         second = launch(path, work)
+        read_line(second.channel)  # it does not end for want of a reader
         os.write(into, str(second.pid).encode())
         signal.pause()
     second_pid = int(os.read(out, 100))

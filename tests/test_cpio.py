@@ -56,6 +56,15 @@ def test_any_flipped_bit_of_a_ramdisks_structure_is_refused() -> None:
         assert archive[position : position + 1] in b"ab"
 
 
+def test_folders_hold_no_content() -> None:
+    """It would be measured and never unpacked."""
+    head, empty, padding, *rest = (bytes(part) for part in cpio.pack({"a/b": b""}))
+    assert (empty, padding, head[54:62]) == (b"", b"", b"00000000")
+    archive = b"".join([head[:54], b"00000004", head[62:], b"evil", *rest])
+    with pytest.raises(ImageError, match="not in the one form"):
+        _entries(archive)
+
+
 def test_ramdisks_out_of_order_or_twice() -> None:
     parts = [bytes(part) for part in cpio.pack({"a": b"1", "b": b"2"})]
     for order in ((3, 4, 5, 0, 1, 2, 6), (0, 1, 2, 0, 1, 2, 6), (0, 1, 2, 3, 4, 5), (0, 1, 2, 6, 3, 4, 5, 6)):

@@ -1,5 +1,6 @@
 """The engine: a real child process, what it computes, what it cannot reach, and how it ends."""
 
+import fcntl
 import os
 import signal
 import socket
@@ -108,7 +109,7 @@ def test_an_endless_program_ends_in_time() -> None:
 
 def test_memory_and_results_are_limited() -> None:
     large = "SELECT a.v AS x FROM values a, values b, values c ORDER BY hash(a.v, b.v, c.v)"
-    assert refusal(contract([VALUES], large, memory_bytes=600 << 20), numbers(1000)) == ("memory", None)
+    assert refusal(contract([VALUES], large, memory_bytes=1536 << 20), numbers(1000)) == ("memory", None)
     wide = "SELECT a.v AS x, b.v AS y FROM values a, values b"
     assert refusal(contract([VALUES], wide), numbers(3000)) == ("result-size", None)
 
@@ -128,7 +129,9 @@ def test_the_child_holds_nothing_and_reaches_nothing() -> None:
     """Looked at from outside, while it computes."""
     before = children()
     secret, other = socket.socketpair()
+    high = fcntl.fcntl(secret, fcntl.F_DUPFD, 700)
     engine = Engine()
+    os.close(high)
     (child,) = children() - before
     agreed = contract([VALUES], FOREVER)
 

@@ -519,6 +519,8 @@ def test_the_ramdisk_holds_what_is_needed_and_nothing_else(root: Path) -> None:
     assert len(archive) % 4 == 0  # else the kernel does not find the application's ramdisk behind it
     files = {name: entry for name, entry in unpacked(archive).items() if entry[0] != 0o40755}
     first = f"#!/usr/local/bin/{VERSION} -IBS\n".encode() + Path(nitro_init.__file__).read_bytes()
+    assert files.pop("dev/urandom") == (0o20666, b"")
+    assert b"00000001000000090000000C00000000dev/urandom\0" in archive  # character device 1, 9
     assert files == {
         "init": (0o100755, first),
         "modules/00-nsm.ko": (0o100644, b"\x7fELF driver"),

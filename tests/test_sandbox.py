@@ -18,7 +18,7 @@ import pytest
 
 from mpc.host import local, sandbox, seccomp
 from mpc.host.simulated_nsm import SimulatedRoot
-from mpc.image import build, cache, eif, standin
+from mpc.image import build, cache, cpio, eif, standin
 from mpc.image.measure import measure
 from mpc.protocol.errors import LocalError
 
@@ -293,6 +293,34 @@ def test_an_image_for_another_backend_or_machine_is_refused(home: Path, root: Si
     kernel, bootstrap = standin.sections(described)
     with pytest.raises(eif.ImageError, match="another interpreter or C library"):
         _start(_image(home / "b.eif", ECHO, build.Boot(kernel, here.cmdline, bootstrap, here.architecture)), root)
+
+
+def test_an_image_whose_first_code_is_hostile_gets_no_more(home: Path, root: SimulatedRoot) -> None:
+    """Its own init closes nothing, and refuses itself no program; the launcher's part of the sandbox holds."""
+    init = """
+import os, socket
+found = []
+for number in range(256):
+    try:
+        os.fstat(number)
+    except OSError:
+        continue
+    found.append(number)
+os.write(1, b"\\n")
+socket.socket(fileno=3).sendall(repr((found, dict(os.environ).keys() - {"LD_LIBRARY_PATH", "PWD"})).encode())
+"""
+    boot = build.Boot.local()
+    interpreter = dict(cpio.contents(boot.bootstrap))[standin.INTERPRETER]
+    bootstrap = cpio.pack({standin.INIT: init.encode(), standin.INTERPRETER: interpreter})
+    path = _image(home / "x.eif", ECHO, build.Boot(boot.kernel, boot.cmdline, bootstrap, boot.architecture))
+    ours = os.open(path, os.O_RDONLY)
+    os.dup2(ours, 50, inheritable=True)
+    try:
+        with _start(path, root) as launched:
+            assert launched.channel.recv(1000) == b"([0, 1, 2, 3, 4], set())"
+    finally:
+        os.close(50)
+        os.close(ours)
 
 
 @pytest.mark.parametrize("name", ["../escaped", "/escaped", "app/../../escaped", "app/./escaped", "./escaped"])

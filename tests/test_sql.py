@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from joint import EXACT, Rows, aggregate, arrow, column, contract, read, stream, table
 
 from enclave_runtime.programs import ProgramRefused, sql
+from enclave_runtime.programs.duck import TIMESTAMP
+from enclave_runtime.programs.duck import column as rebuild
 from mpc.protocol.contract import Contract, Table
 from mpc.protocol.errors import ContractError
 
@@ -24,7 +26,7 @@ ORDERS = table(
     column("customer", "string", "join", "count", "count_distinct"),
     column("channel", "string", "group", "filter", "count"),
     column("amount", "double", "sum", "avg", "count", "filter", buckets=[10, 100], clamp=[0, 1000]),
-    column("items", "int64", "sum", "avg", "filter", clamp=[0, 5]),
+    column("items", "int64", "sum", "avg", "filter", "join", clamp=[0, 5]),
     column("weight", "double", "group", "sum", "avg"),
     column("day", "date", "group", "filter"),
     column("placed", "timestamp", "filter"),
@@ -36,7 +38,7 @@ PEOPLE = table(
     "Crm",
     aggregate(K, "id"),
     column("id", "string", "join", "count"),
-    column("age", "int64", "group", "filter", buckets=[18, 40.5, 65]),
+    column("age", "int64", "group", "filter", buckets=[18, 42.5, 65]),
     column("segment", "string", "group", "filter"),
     column("note", "string"),
 )
@@ -123,16 +125,16 @@ def test_buckets_of_a_joined_table_have_labels_in_order() -> None:
             if age is None
             else "< 18"
             if age < 18
-            else "[18, 40.5)"
-            if age < 41
-            else "[40.5, 65)"
+            else "[18, 42.5)"
+            if age < 43
+            else "[42.5, 65)"
             if age < 65
             else ">= 65"
         )
         expected[label] += 1
     # Two people are below 18 and one has no age: these groups are left out together, and hold K people.
     assert [(row["age"], row["n"]) for row in found] == [
-        (label, expected[label]) for label in ("[18, 40.5)", "[40.5, 65)", ">= 65")
+        (label, expected[label]) for label in ("[18, 42.5)", "[42.5, 65)", ">= 65")
     ]
 
 
@@ -254,12 +256,31 @@ def test_every_recipient_gets_the_same_bytes_always_and_on_any_number_of_threads
 
 def test_sums_of_very_unlike_numbers_are_right_and_stable() -> None:
     values = table("values", "x", aggregate(1), column("g", "string", "group"), column("v", "double", "sum", "avg"))
-    rows = [{"g": "small", "v": 1e-3} for _ in range(50_000)] + [{"g": "fill", "v": 9.96921e36}]
+    rows = [{"g": "small", "v": 1e-3 + i * 1e-9} for i in range(500_000)] + [{"g": "fill", "v": 9.96921e36}]
     described = contract([values], "SELECT g, sum(v) AS s, avg(v) AS a FROM values GROUP BY 1", cpus=4)
     results = {sql.run(described, [arrow(values, rows)])["analyst"] for _ in range(3)}
     assert len(results) == 1
     fill, small = read(results.pop())
-    assert (fill["s"], small["s"]) == (pytest.approx(9.96921e36), pytest.approx(50.0))
+    assert (fill["s"], small["s"]) == (pytest.approx(9.96921e36), pytest.approx(624.99975))
+
+
+def test_zero_has_one_sign() -> None:
+    values = table("values", "x", aggregate(1), column("g", "double", "group"))
+    described = contract([values], "SELECT g, count(*) AS n FROM values GROUP BY 1")
+    found = read(sql.run(described, [arrow(values, [{"g": -0.0}, {"g": 0.0}, {"g": -0.0}])])["analyst"])
+    assert [(str(row["g"]), row["n"]) for row in found] == [("0.0", 3)]
+
+
+def test_nothing_is_left_under_nulls_and_behind_the_last_bit() -> None:
+    """Whatever lay in the engine's memory there."""
+    validity = pa.py_buffer(b"\xfd" + bytes(63))  # of eight values the second is null; the last five are cut off
+    for kind in (pa.int64(), pa.float64(), pa.date32(), TIMESTAMP):
+        left = pa.Array.from_buffers(kind, 8, [validity, pa.py_buffer(b"canary!!" * 8)]).slice(0, 3)
+        rebuilt = rebuild(pa.chunked_array([left]), kind)
+        assert rebuilt.equals(left)
+        width = kind.bit_width // 8
+        assert bytes(rebuilt.buffers()[1])[width : 2 * width] == bytes(width)
+        assert bytes(rebuilt.buffers()[0])[:1] == b"\x05"
 
 
 def test_nothing_of_the_engine_is_left_in_a_result() -> None:
@@ -393,6 +414,22 @@ def test_a_row_counts_once(query: str) -> None:
     rows = rows_of({"a": 5, "b": 5})
     doubled = [{"city": "a", "land": f"L{i % 2}"} for i in range(1000)] + [{"city": "b", "land": "L0"}]
     assert refusal(query, [visits("x", 5, "who"), places], rows, doubled) == "fan-out"
+
+
+def test_a_row_counts_once_though_others_have_no_partner() -> None:
+    places = table("places", "y", aggregate(1), column("city", "string", "join"), column("land", "string", "group"))
+    rows = rows_of({"a": 5, "b": 500})
+    assert refusal(FAN_OUT[0], [visits("x", 5, "who"), places], rows, [{"city": "a"}, {"city": "a"}]) == "fan-out"
+
+
+def test_count_of_rows_in_an_outer_join_counts_the_first_table_too() -> None:
+    places = table("places", "y", aggregate(1), column("city", "string", "join"), column("land", "string", "group"))
+    rows, cities = rows_of({"a": 5, "b": 5}), [{"city": city, "land": "A"} for city in "abc"]
+    described = [visits("x", 5, "who"), places]
+    both = "SELECT count(*) AS n, sum(v) AS s FROM places"
+    assert shown(f"{both} JOIN visits ON g = city", described, rows, cities) == [(10, 10)]
+    assert refusal(f"{both} LEFT JOIN visits ON g = city", described, rows, cities) == "fan-out"
+    assert shown("SELECT sum(v) AS s FROM places LEFT JOIN visits ON g = city", described, rows, cities) == [(10,)]
 
 
 def test_a_join_of_everything_with_everything_ends_early() -> None:
@@ -581,8 +618,8 @@ EVASIONS = [
     ("SELECT bucket(amount), count(*) FROM orders GROUP BY 1", "shop does not allow group of orders.amount"),
     ("SELECT age, count(*) FROM people GROUP BY 1", "in buckets only"),
     ("SELECT count(*) FROM people WHERE age = 18", "in buckets only"),
-    ("SELECT count(*) FROM people WHERE bucket(age) < '[18, 40.5)'", "names of its buckets"),
-    ("SELECT count(*) FROM people WHERE bucket(age) = '[17, 18)'", "one of < 18, [18, 40.5), [40.5, 65), >= 65"),
+    ("SELECT count(*) FROM people WHERE bucket(age) < '[18, 42.5)'", "names of its buckets"),
+    ("SELECT count(*) FROM people WHERE bucket(age) = '[17, 18)'", "one of < 18, [18, 42.5), [42.5, 65), >= 65"),
     ("SELECT bucket(age, 1) FROM people GROUP BY 1", "its edges are the owner's"),
     ("SELECT bucket(segment) FROM people GROUP BY 1", "has no buckets"),
     ("SELECT main.bucket(age) FROM people GROUP BY 1", "a schema"),
@@ -687,6 +724,7 @@ MISTAKES = [
     ("SELECT count(*) FROM orders o JOIN people o ON customer = id", "alias 'o' is used twice"),
     ("SELECT count(*) FROM orders JOIN people USING (customer)", "USING ('customer')"),
     ("SELECT count(*) FROM orders JOIN people ON segment = id", "a column of people = one of a table before"),
+    ("SELECT count(*) FROM orders JOIN people ON items = id", "items and id are of two types: expected join columns"),
     (
         "SELECT segment AS g, note FROM people GROUP BY 1",
         "Crm does not allow group of people.note: expected a use that",
@@ -720,6 +758,17 @@ def test_stacked_owners_must_agree() -> None:
     assert "the entity of table t" in words(owner("y", "all", entity="other"), sums)
 
 
+def test_an_enclave_too_small_for_the_engine_is_refused_before_consent() -> None:
+    with pytest.raises(ContractError, match="enclave memory: expected at least 256 MiB, got 255 MiB"):
+        sql.check(agreed("SELECT count(*) FROM orders", memory_bytes=255 << 20))
+
+
+def test_tables_whose_names_differ_in_case_only() -> None:
+    tables = [table(name, "x", aggregate(1), column("v", "int64", "sum")) for name in ("Visit", "visit")]
+    with pytest.raises(ContractError, match="in other letter cases"):
+        sql.check(contract(tables, "SELECT sum(v) FROM visit"))
+
+
 # what people are told
 
 
@@ -732,7 +781,7 @@ def test_disclosure_says_why_each_column_is_allowed_and_who_could_cheat() -> Non
     told = sql.check(described)
     assert told.recipients == ("shop", "analyst")
     assert dict(told.columns) == {
-        "age": "groups by people.age, in buckets 18.0, 40.5, 65.0: Crm allows group",
+        "age": "groups by people.age, in buckets 18.0, 42.5, 65.0: Crm allows group",
         "items": "average of orders.items, each first moved into [0.0, 5.0]: shop allows avg",
         "w": "sum of orders.weight: shop allows sum",
         "n": "number of rows",

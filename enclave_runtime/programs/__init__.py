@@ -4,6 +4,7 @@ A program is a module with `check` (static; every party runs it before it consen
 enclave, pure: the same inputs give the same bytes).
 """
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ class JointProgram(Protocol):
 
 def warm() -> None:
     """Load what the programs of this image need, while files can still be read."""
+    os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # its own reserves a GiB of address space, which is limited
     for module in _MODULES.values():
         with suppress(ImportError):  # another variant of the image
             cast(JointProgram, import_module(module)).warm()

@@ -69,6 +69,8 @@ def parse(contract: Contract) -> dict[str, Any]:
     try:
         (row,) = parser().cursor().execute(serialize, [text]).fetchall()
         tree = json.loads(row[0])
+    except duckdb.OutOfMemoryException:
+        raise
     except (duckdb.Error, ValueError, RecursionError):
         raise ContractError("query: the engine cannot read it", expected="one SELECT") from None
     if tree["error"] and "position" in tree:

@@ -19,10 +19,11 @@ from enclave_runtime.programs.sql_query import Aggregate, Group, Output, Query
 from mpc.protocol.contract import Contract, Table
 from mpc.protocol.errors import ContractError
 
+MEMORY_BYTES_MIN = 256 << 20  # of the engine's process before it has seen a row
+
 
 def warm() -> None:
     """A connection as a run has it, a table in and a table out."""
-    pa.set_memory_pool(pa.system_memory_pool())  # others reserve a GiB of address space, which is limited
     connection = parser()
     connection.register("warm", pa.table({"a": pa.array([1, None], TYPES["int64"])}))
     found = connection.sql("SELECT a, count(*) FROM warm WHERE a > 0 GROUP BY ALL").to_arrow_table()
@@ -32,6 +33,9 @@ def warm() -> None:
 
 def check(contract: Contract) -> Disclosure:
     """Raises ContractError: which owner's rule forbids what, where in the query, and the remedy."""
+    if contract.enclave.memory_bytes < MEMORY_BYTES_MIN:
+        expected, got = (f"{size >> 20} MiB" for size in (MEMORY_BYTES_MIN, contract.enclave.memory_bytes))
+        raise ContractError("enclave memory", expected=f"at least {expected}", got=got)
     if _all_exact(contract):
         columns = [(name, "every owner agreed to the query by its text") for name in check_exact(contract)]
         rules = ["exact: this query and no other runs, and all that it gives leaves; read it"]

@@ -38,6 +38,8 @@ def check_exact(contract: Contract) -> list[str]:
         _walk(contract, parse(contract), _functions(connection))
         bound = _bind(connection, contract, [schema_of(table).empty_table() for table in contract.tables])
         columns = list(zip(bound.columns, map(str, bound.types), strict=True))
+    except duckdb.OutOfMemoryException:
+        raise
     except duckdb.Error as error:  # it quotes the query, and there is no data
         raise ContractError(f"query: {str(error).splitlines()[0]}") from None
     finally:

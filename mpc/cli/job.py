@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from enclave_runtime.programs import CODES
 from mpc.protocol.errors import PeerError
 from mpc.protocol.messages import Abort
 from mpc.protocol.rounds import Role, Round, Session
@@ -13,17 +14,10 @@ from mpc.settings import quantity
 from mpc.transport import Ended, EpochOpened, Said
 
 REFUSALS = {
-    "input": "its input is not what it committed to, or not of its schema",
+    **CODES,
+    "input": "its input is not what it committed to, or not of the contract's schema; it must be prepared again",
     "late": "a deadline of the contract had passed; allow more time under [deadlines]",
-    "query": "the enclave refuses the program, which the parties' own checks should have done",
-    "fan-out": "a join would count rows of an aggregated table more than once; join on keys that are unique",
-    "memory": "the program needs more memory than the enclave has; raise enclave.memory",
-    "time": "the program was not done before the deadline; raise deadlines.release",
-    "result-size": "the result is larger than results may be; group by fewer columns",
-    "engine": "the program could not be run; what its engine said stays in the enclave, for it may quote data",
 }
-
-
 INTERRUPTED = "interrupted"
 
 

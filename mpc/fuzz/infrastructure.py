@@ -1,6 +1,6 @@
 """What the adversary owns and we run: enclaves, each with its security module, and the coordinator."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from enclave_runtime import enclave as runtime
@@ -30,6 +30,7 @@ from mpc.protocol.messages import (
     Release,
     roster_digest,
 )
+from mpc.protocol.sealing import chunk_digest
 from mpc.transport import Ended, Entry, Said
 
 if TYPE_CHECKING:
@@ -149,6 +150,10 @@ class TableMemory:
     def allocate(self, stream: int, size: int) -> memoryview:
         self.tables[stream] = bytearray(size)
         return memoryview(self.tables[stream])
+
+    def digest(self, chunk: memoryview) -> Callable[[], bytes]:
+        leaf = chunk_digest(chunk)
+        return lambda: leaf
 
     def erase(self) -> None:
         self.tables.clear()

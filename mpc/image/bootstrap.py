@@ -20,7 +20,8 @@ _LIBRARY_FOLDERS = ("lib", "lib64", "usr/lib", "usr/lib64", "usr/local/lib")
 _UNUSED = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "turtledemo"}
 _UNUSED |= {"ensurepip", "lib2to3"}
 _LINKS = ("bin", "lib", "lib64")  # of systems with a merged /usr
-_FOLDER, _FILE, _PROGRAM, _LINK = 0o40755, 0o100644, 0o100755, 0o120777
+_FOLDER, _FILE, _PROGRAM, _LINK, _DEVICE = 0o40755, 0o100644, 0o100755, 0o120777, 0o20666
+_RANDOM = "dev/urandom"  # an interpreter that starts before the kernel has entropy asks for it, /dev unmounted as yet
 
 
 def pack(root: Path, modules: list[Path]) -> bytes:
@@ -36,6 +37,7 @@ def pack(root: Path, modules: list[Path]) -> bytes:
         raise LocalError(f"{root}: has no {version} in usr/local/bin or usr/bin, for which this installation is built")
     first = Path(nitro_init.__file__).read_bytes()
     files: dict[str, tuple[int, bytes]] = {name: (_FOLDER, b"") for name in NEEDED_FOLDERS}
+    files[_RANDOM] = _DEVICE, b""
     files["init"] = _PROGRAM, f"#!/{prefix}/bin/{version} -IBS\n".encode() + first
     for place, module in enumerate(modules):
         files[f"modules/{place:02}-{module.name}"] = _FILE, _module(module)
@@ -92,7 +94,8 @@ def _archive(files: dict[str, tuple[int, bytes]]) -> bytes:
 def _entry(name: str, mode: int, inode: int, content: bytes) -> bytes:
     encoded = os.fsencode(name) + b"\0"
     links = 2 if mode == _FOLDER else 1
-    fields = (inode, mode, 0, 0, links, 0, len(content), 0, 0, 0, 0, len(encoded), 0)
+    major, minor = (1, 9) if mode == _DEVICE else (0, 0)  # /dev/urandom: Linux Documentation/admin-guide/devices.txt
+    fields = (inode, mode, 0, 0, links, 0, len(content), 0, 0, major, minor, len(encoded), 0)
     head = b"070701" + b"".join(b"%08X" % field for field in fields) + encoded
     return head + bytes(-len(head) % 4) + content + bytes(-len(content) % 4)
 
