@@ -10,7 +10,7 @@ from typing import Protocol
 from enclave_runtime.nsm import timestamp_ms
 from mpc.protocol.contract import Contract
 from mpc.protocol.encoding import Record, digest
-from mpc.protocol.errors import LocalError, OrderError, SealError
+from mpc.protocol.errors import EncodingError, LocalError, OrderError, SealError
 from mpc.protocol.messages import (
     Abort,
     Attestation,
@@ -187,6 +187,8 @@ class Enclave:
                 self._inputs.update(self._unwrap(session, heard.message, heard.signed.signer))
             except SealError:  # its signature covers what does not open, or opens to what its owner may not send
                 return self._abort("input", blamed=heard.name)
+            except (OSError, MemoryError):  # the contract allows more than this enclave has
+                return self._abort("memory")
         self._session = after
         if after.round is Round.ATTEST:
             return self._attest(after)
@@ -318,7 +320,11 @@ class Enclave:
             for sealed, secret, result in self._results
             for index, chunk in enumerate(cut(result))
         ]
-        return [*chunks, self._say(Release(receipt, document)), *self._close()]
+        try:
+            said = self._say(Release(receipt, document))
+        except EncodingError:  # longer than a message may be
+            return self._abort("result-size")
+        return [*chunks, said, *self._close()]
 
     def _abort(self, reason: Reason, blamed: str | None = None) -> list[Action]:
         assert self._session is not None

@@ -125,17 +125,23 @@ def _work(connection: socket.socket) -> None:
     memory = min(contract.enclave.memory_bytes, hard if hard >= 0 else 1 << 62)  # private; tables are the parent's
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     try:
-        results = program(contract.program.kind).run(contract, open_tables(contract, buffers))
+        ordered = _run(contract, buffers)
     except (ProgramRefused, ContractError) as error:
         refused = error if isinstance(error, ProgramRefused) else ProgramRefused("query")
         table = -1 if refused.table_index is None else refused.table_index
         none = [0] * len(contract.recipients)
         connection.sendall(_answer(contract).pack(tuple(CODES).index(refused.code), table, *none))
         return
-    ordered = [results[recipient] for recipient in contract.recipients]
     connection.sendall(_answer(contract).pack(-1, -1, *map(len, ordered)))
     for result in ordered:
         connection.sendall(result)
+
+
+def _run(contract: Contract, buffers: Sequence[mmap.mmap]) -> list[bytes]:
+    results = program(contract.program.kind).run(contract, open_tables(contract, buffers))
+    if sum(map(len, results.values())) > RESULT_BYTES_MAX:
+        raise ProgramRefused("result-size")
+    return [results[recipient] for recipient in contract.recipients]
 
 
 def _lock(kept: int) -> None:

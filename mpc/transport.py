@@ -23,6 +23,7 @@ FRAME_BYTES_MAX = ENVELOPE_BYTES_MAX + 1024  # the largest thing carried is one 
 RETRY_S, RETRY_S_MAX = 0.05, 2.0  # between attempts to reach a coordinator
 BROKEN = (OSError, trio.BrokenResourceError, trio.ClosedResourceError, trio.EndOfChannel)
 SOCKET_BUFFER_BYTES = 4 << 20
+NAMES_MAX, FIELDS_MAX = 4096, 16  # the longest list is of participants' names
 _LENGTHS = struct.Struct(">II")
 
 
@@ -167,7 +168,9 @@ class Connection:
 def unpack(body: bytes) -> dict[str, Any]:
     """One msgpack map with text keys; raises EncodingError."""
     try:
-        frame = msgpack.unpackb(body, strict_map_key=True, ext_hook=_refuse_extension)
+        frame = msgpack.unpackb(
+            body, strict_map_key=True, ext_hook=_refuse_extension, max_array_len=NAMES_MAX, max_map_len=FIELDS_MAX
+        )
     except (ValueError, msgpack.UnpackException) as error:
         raise EncodingError(f"frame is no msgpack ({type(error).__name__})") from None
     if not isinstance(frame, dict) or not all(isinstance(key, str) for key in frame):

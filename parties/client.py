@@ -19,7 +19,6 @@ from mpc.protocol.rounds import Session
 from mpc.protocol.sealing import (
     CHUNK_BYTES,
     TAG_BYTES,
-    Buffer,
     ChunkCipher,
     Cryptography,
     StreamSecret,
@@ -54,6 +53,7 @@ from parties.party import (
 
 TICK_S = 0.5
 GRACE_S = 1
+RESULT, RECEIPT = "result.arrow", "receipt.cbor"  # as they came; on the disk before they are acknowledged
 FLUSH_S = 5  # how long a last word may take to reach the coordinator
 WINDOW = 4  # chunks under way at once: what an upload holds in memory
 
@@ -100,8 +100,7 @@ class Client:
         self._outbox, self._letters = trio.open_memory_channel[tuple[int, bytes]](1000)
         self._caught_up = trio.Event()
         self._leaves: dict[int, list[bytes]] = {}
-        self._receipt: Path | None = None
-        self._result: bytes | None = None
+        self._begun: set[tuple[int, int]] = set()  # uploads, by epoch and stream: what may have been sent before
         self._sent = self._posted = 0
         self._epochs = 1  # that were called
         self._more_posted = trio.Event()
@@ -137,7 +136,7 @@ class Client:
                 elif isinstance(action, Keep):
                     nursery.start_soon(self._keep, action)
                 elif isinstance(action, Finish):
-                    return Ending(action.released, action.why, self._receipt, self._result)
+                    return self._ending(action)
         raise AssertionError("the inbox does not close")
 
     def _handle(self, event: Event) -> list[Action]:
@@ -150,6 +149,18 @@ class Client:
         except PeerError as error:
             self._report({"refused": str(error)})
             return []
+
+    def _ending(self, action: Finish) -> Ending:
+        """With what lies in the folder: another life of this process may have put it there."""
+        result, receipt = self._folder / RESULT, self._folder / RECEIPT
+        if not action.released:
+            return Ending(False, action.why)
+        return Ending(
+            True,
+            action.why,
+            receipt if receipt.exists() else None,
+            result.read_bytes() if result.exists() else None,
+        )
 
     async def _read_log(self) -> None:
         async with aclosing(self._link.entries()) as entries:
@@ -236,8 +247,12 @@ class Client:
     async def _upload_rest(self, action: Upload, connection: Connection) -> None:
         """From the first chunk that the coordinator does not have."""
         place = self._link.about({"epoch": action.epoch, "stream": action.stream})
-        first = int((await connection.ask({"op": "have", **place}))["have"])
         count, cipher = chunk_count(action.secret.length), ChunkCipher(action.secret)
+        first = (await connection.ask({"op": "have", **place})).get("have")
+        if not isinstance(first, int) or not 0 <= first <= count:
+            raise Refused("an answer that makes no sense")
+        again = action.again or (action.epoch, action.stream) in self._begun
+        self._begun.add((action.epoch, action.stream))
         window = trio.Semaphore(WINDOW)
 
         async def acknowledge() -> None:
@@ -257,25 +272,20 @@ class Client:
                 file.seek(first * CHUNK_BYTES)
                 for index in range(first, count):
                     await window.acquire()
-                    chunk = self._chunk(action, file.read(CHUNK_BYTES), index)
+                    chunk = pad(file.read(CHUNK_BYTES), action.secret.length, index)
+                    # The same position under the same key must never carry anything else.
+                    if again and chunk_digest(chunk) != self._leaves[action.stream][index]:
+                        raise LocalError("the tables in this party's folder have changed since they were sealed")
                     await connection.send({"op": "put", **place, "index": index}, cipher.seal(chunk, index))
-
-    def _chunk(self, action: Upload, data: bytes, index: int) -> Buffer:
-        chunk = pad(data, action.secret.length, index)
-        # The same position under the same key must never carry anything else.
-        if action.again and chunk_digest(chunk) != self._leaves[action.stream][index]:
-            raise LocalError("the tables in this party's folder have changed since they were sealed")
-        return chunk
 
     async def _keep(self, action: Keep) -> None:
         contract = action.session.contract
         try:
             if action.mine is not None:
                 fetch = partial(self._fetch, action.session, action.mine)
-                self._result = await self._link.talk(fetch)
+                _write(self._folder / RESULT, await self._link.talk(fetch))
             if self._identity.name in (*contract.recipients, *contract.receipt_recipients):
-                self._receipt = self._folder / "receipt.cbor"
-                self._receipt.write_bytes(action.release)
+                _write(self._folder / RECEIPT, action.release)
         except (SealError, OSError) as error:
             await self._events.send(Withdraw("withdrawn", f"the result cannot be kept: {error}"))
             return
@@ -308,6 +318,16 @@ class Client:
         ):
             raise SealError("the result is not the one that the receipt names")
         return opened
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Whole, and on the disk when this returns. Raises OSError."""
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
 
 
 def drop_spool(folder: Path) -> None:

@@ -165,7 +165,8 @@ def _binary(file: Path, kind: str, table: Table) -> "Iterator[pa.RecordBatch]":
 
             with pq.ParquetFile(file, buffer_size=1 << 20, pre_buffer=False) as reader:
                 _check_columns(file, reader.schema_arrow, table)
-                yield from reader.iter_batches(batch_size=_parquet_rows(reader.metadata), columns=names)
+                batches = reader.iter_batches(batch_size=_parquet_rows(reader.metadata), columns=names)
+                yield from map(_valid, batches)
             return
         with pa.OSFile(str(file), "rb") as stream:  # not mapped: its pages would count as this process's memory
             if kind == "arrow stream":

@@ -8,6 +8,7 @@ from pathlib import Path
 from mpc.protocol.errors import LocalError
 from parties.party import Committed, Consented, Finished, Memory, Sealed
 
+IDENTITY = "identity.cbor"  # made after the ledger: an identity without one has forgotten what it signed
 _KINDS: dict[str, type[Committed | Consented | Sealed | Finished]] = {
     cls.__name__: cls for cls in (Committed, Consented, Sealed, Finished)
 }
@@ -26,6 +27,12 @@ class Ledger:
             os.close(self._lock)
             raise LocalError(f"{folder}: another process is this party; wait for it, or end it") from None
         path = folder / "ledger.sqlite"
+        if not path.exists() and (folder / IDENTITY).exists():
+            os.close(self._lock)
+            raise LocalError(
+                f"{path}: is missing, and this identity may have signed before; bring it back, or begin with a new "
+                "identity that your partners' contracts name"
+            )
         path.touch(mode=0o600)
         try:
             self._database = sqlite3.connect(path, isolation_level=None)

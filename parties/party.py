@@ -180,6 +180,8 @@ class Finish:
 
 Action = Prepare | Remember | Send | Upload | Keep | Finish
 
+DEFERRED_BYTES_MAX = 16 << 20  # a session of 1,000 parties says 5 MiB before anything is sealed
+
 Appraise = Callable[..., None]
 """appraise(document, nonce=, user_data=, public_key=, contract=, at=): raises AppraisalError; see parties.policy."""
 
@@ -205,6 +207,7 @@ class Party:
         self._finished: Finished | None = None
         for memory in memories:
             self._learn(memory)
+        self._earlier = frozenset(self._consents)  # epochs of an earlier life
         self._proposal = b""
         self._session: Session | None = None
         self._name = ""
@@ -243,6 +246,8 @@ class Party:
             if signed.signer == self._key.public and signed.kind in ("consent", "seal"):
                 return self._check_memory(signed)
         if self._deferred is not None and not (isinstance(entry, Ended) and entry.outcome != "released"):
+            if sum(len(said.envelope) for said in self._deferred if isinstance(said, Said)) > DEFERRED_BYTES_MAX:
+                raise OrderError("messages while this party prepares its tables", expected="fewer")
             self._deferred.append(entry)
             return []
         if isinstance(entry, Ended):
@@ -343,16 +348,17 @@ class Party:
         if (mine and open_signed(mine).digest) != (known and open_signed(known).digest):
             raise OrderError("roster", expected="this party's own consent, whole")
         sealed = self._sealed.get(after.epoch)
+        again = sealed is not None
         if sealed is not None and open_signed(sealed.attestation).digest != open_signed(envelope).digest:
             raise OrderError("a second enclave in one epoch")
-        first = self._committed is not None and sealed is None
         self._appraise(
             said.document,
             nonce=binding.roster,
             user_data=binding.digest,
             public_key=binding.signing_key,
             contract=contract,
-            at=now_ms if first else None,  # it has sealed to it already, or only receives
+            # The roster, which is its nonce, makes it fresh. Where this life called for it, it is young as well.
+            at=None if after.epoch in self._earlier or self._owns_nothing(contract) else now_ms,
         )
         if self._committed is None:  # it only receives
             self._session = after
@@ -369,7 +375,7 @@ class Party:
             actions = self._remember(sealed)
         self._session, _ = after.hear(sealed.seal)
         uploads = [
-            Upload(after.epoch, table.stream, StreamSecret(key, self._committed.salt, table.length), not first)
+            Upload(after.epoch, table.stream, StreamSecret(key, self._committed.salt, table.length), again)
             for table, key in zip(self._committed.tables, sealed.keys, strict=True)
         ]
         return [*actions, Send(sealed.seal), *uploads]

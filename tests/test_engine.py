@@ -112,6 +112,8 @@ def test_memory_and_results_are_limited() -> None:
     assert refusal(contract([VALUES], large, memory_bytes=1536 << 20), numbers(1000)) == ("memory", None)
     wide = "SELECT a.v AS x, b.v AS y FROM values a, values b"
     assert refusal(contract([VALUES], wide), numbers(3000)) == ("result-size", None)
+    many = contract([VALUES], wide, recipients=[f"r{i}" for i in range(40)])
+    assert refusal(many, numbers(700)) == ("result-size", None)  # for all of them
 
 
 def test_a_child_that_dies_is_the_engine_s_failure() -> None:

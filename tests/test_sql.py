@@ -341,6 +341,13 @@ def test_what_is_left_out_holds_k_or_nothing() -> None:
     assert shown(COUNT, described, same + rows_of({"a": 9, "c": 8}, first=100)) == [("a", 9)]
 
 
+def test_the_smallest_of_large_groups_goes() -> None:
+    assert shown(COUNT, [visits("x", 5, "who")], rows_of({"a": 300, "b": 150, "c": 2, "d": 200})) == [
+        ("a", 300),
+        ("d", 200),
+    ]
+
+
 def test_equally_small_groups_go_in_their_order() -> None:
     assert shown(COUNT, [visits("x", 5, "who")], rows_of({"c": 6, "b": 6, "a": 6, "d": 2})) == [("b", 6), ("c", 6)]
 

@@ -7,7 +7,8 @@ group; and, where an aggregated column has nulls, its rows in which that column 
 no entity or at least `k`. What is not shown must, for each support, hold none or at least `k` entities too, or else
 the smallest group goes as well. And a row of an aggregated relation must be in the join at most once.
 
-Four tables: `joined`, the rows of the join; `groups`; `support` (entities of a group by support and owner); `hidden`.
+Four tables: `joined`, the rows of the join; `groups`; `support` (entities of a group by support and owner,
+exact below `k`); `hidden`.
 """
 
 from collections.abc import Sequence
@@ -224,14 +225,15 @@ class _Run:
         self.execute("CREATE TEMP TABLE hidden AS SELECT DISTINCT id FROM support WHERE entities < k")
         # Every turn adds a group with at least k entities of that support, which so comes up only once.
         while short := self._short():
-            self.execute(
-                "INSERT INTO hidden SELECT id FROM support WHERE support = ? AND source = ? "
-                "AND id NOT IN (FROM hidden) ORDER BY entities, id LIMIT 1",
-                short,
-            )
+            relation, entity, source = short
+            self.execute(f"""
+                INSERT INTO hidden SELECT id FROM joined JOIN groups ON {self._same()}
+                WHERE source{relation} = {source} AND {entity} IS NOT NULL AND id NOT IN (FROM hidden)
+                GROUP BY id ORDER BY count(DISTINCT {entity}), id LIMIT 1
+            """)
 
-    def _short(self) -> tuple[int, int] | None:
-        """A support and owner of whom the hidden groups hold too few entities, while others are shown."""
+    def _short(self) -> tuple[int, str, int] | None:
+        """A support, and an owner of whom the hidden groups hold too few entities of it, while others are shown."""
         if not self.execute("FROM hidden LIMIT 1").fetchall():
             return None
         for i, (relation, entity) in enumerate(self.supports):
@@ -242,7 +244,7 @@ class _Run:
                 GROUP BY source, k HAVING count(DISTINCT {entity}) BETWEEN 1 AND k - 1 ORDER BY source LIMIT 1
             """).fetchall()
             if found:
-                return i, found[0][0]
+                return relation, entity, found[0][0]
         return None
 
     # the result

@@ -162,8 +162,11 @@ class Job:
     def _why(self) -> str:
         for name, abort in self.aborts:  # only the first counts, save where it says nothing itself
             if name == Role.ENCLAVE.value:
-                self.blame = abort.blamed
-                who = f"{abort.blamed}, as the enclave proves" if abort.blamed else "the enclave"
+                # Only a party has appraised the enclave; what an onlooker hears may be anybody's word.
+                endings = [progress.ending or "" for progress in self.parties.values()]
+                proven = any(f"proven against {abort.blamed}" in ending for ending in endings)
+                self.blame = abort.blamed if proven else None
+                who = f"{self.blame}, as the enclave proves" if self.blame else "the enclave"
                 return f"{who}: {REFUSALS.get(abort.reason, abort.reason)}"
             progress = self.parties.get(name)
             if progress is not None and progress.stopped:
@@ -216,6 +219,6 @@ class Job:
             "results": {name: p.result for name, p in self.parties.items() if p.result},
             "receipts": {name: p.receipt for name, p in self.parties.items() if p.receipt},
             "timings_s": {"startup": startup, "job": job, "total": time.time() - self.began},
-            "simulated": self.scenario.enclave.backend == "local",
+            "simulated": self.session.contract.enclave.simulated if self.session else None,
             "folder": str(self.folder),
         }

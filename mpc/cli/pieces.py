@@ -113,11 +113,13 @@ def party(control: Control, *, folder: str, name: str, scenario: str, address: s
     from parties import datasets, policy, results
     from parties.client import Client, drop_spool
     from parties.identity import load_or_create
+    from parties.ledger import IDENTITY, Ledger
 
     home = Path(folder)
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chdir(home)
-    identity = load_or_create(name, home / "identity.cbor")
+    Ledger(home).close()
+    identity = load_or_create(name, home / IDENTITY)
     control.report({"participant": identity.participant.encode().hex()})
     given = scenarios.load(Path(scenario))
     # The measurement is this party's own: computed from its own installation, not told by the host.

@@ -64,6 +64,13 @@ def _check(given: Scenario) -> None:
     """Before anything starts: names that can be folders, and files that can be read."""
     from parties.datasets import locate
 
+    if given.enclave.backend != "local":
+        raise LocalError(
+            f"enclave.backend: `mpc run` has no {given.enclave.backend} enclave on one machine yet (docs/NITRO.md)",
+            expected='"local"',
+        )
+    if given.approvals.quorum:
+        raise LocalError("approvals.quorum: there is no command to approve with yet; leave [approvals] out")
     for owner, party in given.party.items():
         if owner.lower() in OWN_FOLDERS:
             raise LocalError(f"party.{owner}: `mpc run` calls a folder of its own so; give the party another name")

@@ -24,6 +24,7 @@ from mpc.attestation.policy import CODE_PCRS
 from mpc.cli.files import PATH, read_bounded, refuse_other
 from mpc.cli.output import CAUTION, GOOD, Output, examples, with_output
 from mpc.cli.unverified import looks_signed, unverified_message
+from mpc.protocol.contract import Contract
 from mpc.protocol.errors import LocalError, PeerError, PolicyError
 from mpc.protocol.messages import Release
 from mpc.protocol.signing import ENVELOPE_BYTES_MAX
@@ -76,7 +77,7 @@ def verify(
             raise LocalError(
                 "--nonce, --at: a receipt has its own nonces and is judged at its own time; leave them out"
             )
-        accepted = _accepted(policy, expected, fingerprints, _contract_name(content) if policy else "")
+        accepted = _accepted(policy, expected, fingerprints, _contract(content) if policy else None)
         return show_receipt(out, verify_receipt(content, accepted))
     refuse_other(file, content)
     unverified_document(content)  # a broken document is refused before anything is said about options
@@ -142,9 +143,9 @@ def read_time(text: str) -> int:
 
 
 def _accepted(
-    file: Path | None, pcrs: Mapping[int, bytes], roots: frozenset[bytes], contract: str | None
+    file: Path | None, pcrs: Mapping[int, bytes], roots: frozenset[bytes], contract: Contract | None
 ) -> AppraisalPolicy | None:
-    """What the reader accepts; None when nothing was said. `contract`: its name, for policies that speak of it."""
+    """What the reader accepts; None when nothing was said. `contract`: of a receipt, for policies that speak of it."""
     if file is not None:
         policy = _read_policy(file, contract)
         return _with_pcrs(policy, pcrs) if pcrs else policy
@@ -155,7 +156,7 @@ def _accepted(
     return AppraisalPolicy((Measurement("from the command line", pcrs),), roots or frozenset({AWS_NITRO_ROOT_G1}))
 
 
-def _read_policy(file: Path, contract: str | None) -> AppraisalPolicy:
+def _read_policy(file: Path, contract: Contract | None) -> AppraisalPolicy:
     text = read_bounded(file, POLICY_BYTES_MAX).decode(errors="replace")
     try:
         table = tomllib.loads(text)
@@ -169,10 +170,12 @@ def _read_policy(file: Path, contract: str | None) -> AppraisalPolicy:
     from parties.policy import load  # a party's own policy says more than which enclaves
 
     policy = load(file)
-    roots = [root.fingerprint for root in policy.root if root.scenario in ("", contract)]
+    name, simulated = (contract.name, contract.enclave.simulated) if contract else ("", False)
+    # A root that is accepted as simulated vouches for nothing that does not call itself so.
+    roots = [root.fingerprint for root in policy.root if root.scenario in ("", name) and root.simulated == simulated]
     if not roots:
         words = " | ".join(root.scenario for root in policy.root)
-        got = "a document alone" if contract is None else contract
+        got = "a document alone" if contract is None else f"{name}, {'' if simulated else 'not '}called simulated"
         raise PolicyError("the policy accepts a SIMULATED root for one contract only", expected=words, got=got)
     return AppraisalPolicy(
         tuple(image.accepted for image in policy.measurement), frozenset(root_fingerprint(root) for root in roots)
@@ -188,16 +191,16 @@ def _with_pcrs(policy: AppraisalPolicy, pcrs: Mapping[int, bytes]) -> AppraisalP
     return AppraisalPolicy(measurements, policy.roots, policy.age_max_ms)
 
 
-def _contract_name(envelope: bytes) -> str:
-    """What a receipt's contract claims to be called; empty when it is no receipt, which `verify_receipt` will say."""
+def _contract(envelope: bytes) -> Contract | None:
+    """What a receipt's contract claims to be; None when it is no receipt, which `verify_receipt` will say."""
     try:
         _, _, release = unverified_message(envelope)
-        _, _, contract = (
-            unverified_message(release.receipt.history[0]) if isinstance(release, Release) else ("", b"", None)
-        )
+        if not isinstance(release, Release):
+            return None
+        _, _, contract = unverified_message(release.receipt.history[0])
     except (PeerError, IndexError):
-        return ""
-    return getattr(contract, "name", "")
+        return None
+    return contract if isinstance(contract, Contract) else None
 
 
 # What they read.

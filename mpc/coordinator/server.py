@@ -47,7 +47,7 @@ class Live:
                 self.mailbox = self._recall()  # what is not written was not heard
                 raise
             self.log += entries
-        if self.mailbox.ended is not None:
+        if entries and self.mailbox.ended is not None:
             self.store.delete_chunks(self.name)
         self.wake()
 
@@ -78,7 +78,7 @@ class Server:
     async def _tick(self) -> None:
         while True:
             await trio.sleep(TICK_S)
-            for live in self._sessions.values():
+            for live in [live for live in self._sessions.values() if live.mailbox.ended is None]:
                 try:
                     live.handle(Tick())
                 except LocalError:
@@ -130,7 +130,7 @@ class Server:
         name = Session.propose(envelope).contract.digest
         if name in self._sessions:
             return
-        if len(self._sessions) >= SESSIONS_MAX:
+        if sum(live.mailbox.ended is None for live in self._sessions.values()) >= SESSIONS_MAX:
             raise LocalError("this coordinator takes no more sessions", expected=f"at most {SESSIONS_MAX}")
         log: list[Entry] = [Said(envelope)]
         self._store.append(name, 0, log)
@@ -140,6 +140,8 @@ class Server:
         if live.mailbox.session.epoch > epoch or live.mailbox.ended is not None:
             return {"gone": True}
         live.mailbox.check_chunk(epoch, stream, index)
+        if live.mailbox.has_chunk(epoch, stream, index):
+            return {"ok": True}  # the first one stays
         self._store.put_chunk(live.name, epoch, stream, index, box)
         live.handle(Stored(epoch, stream, index))
         return {"ok": True}

@@ -13,6 +13,7 @@ from mpc.protocol.sealing import Buffer
 from mpc.protocol.signing import open_signed
 from mpc.transport import Connection, Ended, EpochOpened, Link, Refused, one_fault
 
+PUMPS_MAX = 4  # tables under way at once: what the host holds in memory
 FORWARDED = ("consent", "seal", "decision", "abort")
 
 Report = Callable[[dict[str, Any]], None]
@@ -32,6 +33,7 @@ class Host:
     def __init__(self, address: str, session: bytes, launch: Callable[[], Launched], report: Report) -> None:
         self._link = Link(address, session, lambda: report({"waiting": "the coordinator does not answer"}))
         self._launch, self._report = launch, report
+        self._pumps = trio.CapacityLimiter(PUMPS_MAX)
         self._contract = b""
         self._epoch = 1
         self._log: list[bytes] = []  # envelopes of this epoch
@@ -107,7 +109,8 @@ class Host:
                 await self._write(channel, lock, chunk_head(stream, index, len(answer["box"])), answer["box"])
                 self._report({"piped": len(answer["box"]), "stream": stream})
 
-        await self._link.talk(conversation)
+        async with self._pumps:
+            await self._link.talk(conversation)
 
     async def _listen(self, channel: trio.SocketStream, epoch: int) -> None:
         """What the enclave says, until it closes or dies."""
