@@ -68,7 +68,7 @@ def test_commands_give_the_shown_output(name: str, tmp_path: Path) -> None:
             (tmp_path / command[1:]).write_text(shown)
             continue
         done = subprocess.run(
-            ["bash", "-o", "pipefail", "-c", command],
+            ["bash", "-c", command],
             cwd=tmp_path,
             env=environment,
             stdin=subprocess.DEVNULL,

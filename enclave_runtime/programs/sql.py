@@ -19,7 +19,7 @@ from enclave_runtime.programs.sql_query import Aggregate, Group, Output, Query
 from mpc.protocol.contract import Contract, Table
 from mpc.protocol.errors import ContractError
 
-MEMORY_BYTES_MIN = 256 << 20  # of the engine's process before it has seen a row
+MEMORY_BYTES_MIN = 320 << 20  # of the engine's process with a small table
 
 
 def warm() -> None:
@@ -129,7 +129,7 @@ def _rules(contract: Contract, query: Query) -> list[str]:
     for join in query.joins:
         left, right = (query.relations[i].name for i in (join.left, join.right))
         on = ", ".join(f"{left}.{a} = {right}.{b}" for a, b in join.keys)
-        rules.append(f"joined on {on}; if a row that is aggregated would count twice, nothing leaves")
+        rules.append(f"joined on {on}; if rows could count twice, as keys are not unique, nothing leaves")
     return rules
 
 

@@ -3,9 +3,12 @@
 All SQL here is generated: identifiers are names of the contract (letters, digits, _ and -), values are parameters.
 
 How a group is judged. A *support* is a set of one owner's rows that a group's values rest on: its rows in the
-group; and, where an aggregated column has nulls, its rows in which that column has a value. Each support must hold
-no entity or at least `k`. What is not shown must, for each support, hold none or at least `k` entities too, or else
-the smallest group goes as well. And a row of an aggregated relation must be in the join at most once.
+group; where an aggregated column has nulls, its rows in which that column has a value; and, where the result tells
+how many these are, the rows in which it has none. Each support must hold no entity or at least `k`. What is not shown
+must, for each support, hold none or at least `k` entities too, or else the smallest group goes as well.
+
+A row of an aggregated relation is in the join at most once, for every other relation must have each key once. That is
+judged on all rows of that relation alone, and sums are scaled by the contract alone: neither tells of hidden rows.
 
 Four tables: `joined`, the rows of the join; `groups`; `support` (entities of a group by support and owner,
 exact below `k`); `hidden`.
@@ -15,7 +18,6 @@ from collections.abc import Sequence
 from math import ceil, frexp
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from enclave_runtime.programs import ProgramRefused
 from enclave_runtime.programs.duck import RESULT_BYTES_MAX, column, connect, register
@@ -23,7 +25,6 @@ from enclave_runtime.programs.inputs import TYPES
 from enclave_runtime.programs.sql_query import Aggregate, Group, Query, Ref, labels
 from mpc.protocol.contract import Column, Contract, Table
 
-WIDE = 2.0**32  # largest to smallest magnitude in a column up to which whole numbers add up as well as doubles do
 ROW, SOURCE = "row number", "source number"  # with a space: no column of a contract is called so
 
 
@@ -66,34 +67,37 @@ class _Run:
 
     def _supports(self) -> list[tuple[int, str]]:
         """Relation, and the SQL of the entity that a joined row adds to it, or null."""
-        supports = []
-        for relation in range(len(self.query.relations)):
-            if not any(self._table(source).rule.k for source in self._sources(relation)):
-                continue
-            supports.append((relation, f"entity{relation}"))
-            for i, ref in enumerate(self.refs):
-                if ref.relation == relation and self._has_nulls(ref):
-                    supports.append((relation, f"CASE WHEN value{i} IS NOT NULL THEN entity{relation} END"))
-        return supports
+        outer = {join.right: join.left for join in self.query.joins if join.outer}
+        supports = [(relation, f"entity{relation}") for relation in range(len(self.query.relations))]
+        for i, ref in enumerate(self.refs):
+            own, has_nulls = ref.relation, self._has_nulls(ref)
+            if has_nulls:
+                supports.append((own, f"CASE WHEN value{i} IS NOT NULL THEN entity{own} END"))
+            if self._tells_count(ref) and (has_nulls or own in outer):
+                # Of an outer join also the rows that have no partner.
+                without = {own, 0, outer[own]} if own in outer else {own}
+                supports += [(at, f"CASE WHEN value{i} IS NULL THEN entity{at} END") for at in sorted(without)]
+        limited = [any(self._table(source).rule.k for source in r.sources) for r in self.query.relations]
+        return [(relation, entity) for relation, entity in supports if limited[relation]]
+
+    def _tells_count(self, ref: Ref) -> bool:
+        """Whether the result tells in how many rows the column has a value."""
+        used = {aggregate.function for aggregate in self.aggregates.values() if aggregate.ref == ref}
+        return bool(used & {"count", "count_distinct"}) or {"sum", "avg"} <= used
 
     def _has_nulls(self, ref: Ref) -> bool:
         return any(self.tables[source][ref.column].null_count for source in self._sources(ref.relation))
 
     def _scale(self, ref: Ref) -> float | None:
         """What a column of doubles is multiplied by to be added up as whole numbers below 2**62, the sum of which
-        does not depend on their order; a power of two. None: it is too wide for that. Of integers 1."""
+        does not depend on their order; a power of two, by the clamp. None: it has no clamp. Of integers 1."""
         described = self._described(ref)
         if described.type == "int64":
             return 1.0
-        largest, smallest = 0.0, float("inf")
-        for source in self._sources(ref.relation):
-            size = pc.abs(self.tables[source][ref.column])
-            largest = max(largest, pc.max(size).as_py() or 0.0)
-            smallest = min(smallest, pc.min(size.filter(pc.greater(size, 0.0))).as_py() or smallest)
-        if described.clamp:
-            largest = min(largest, max(abs(edge) for edge in described.clamp))
-        exponent = 62 - frexp(largest)[1]
-        return 2.0**exponent if largest <= smallest * WIDE and abs(exponent) < 1000 else None
+        if not described.clamp:
+            return None
+        exponent = 62 - frexp(max(abs(edge) for edge in described.clamp))[1]
+        return 2.0 ** min(exponent, 1000)  # the largest double is below 2**1024
 
     # joined
 
@@ -105,7 +109,6 @@ class _Run:
             values += [f"{_column(ref, 'whole')} AS whole{i}"] if ref in self.scales else []
         for relation in range(len(self.query.relations)):
             values += [f"r{relation}.{name} AS {name}{relation}" for name in ("entity", "source")]
-        values += [f"r{relation}.row AS row{relation}" for relation in self.aggregated]
         rows = f"({self._relation(0)}) AS r0"
         for join in self.query.joins:
             pairs = [
@@ -114,28 +117,32 @@ class _Run:
             ]
             kind = "LEFT JOIN" if join.outer else "JOIN"
             rows += f" {kind} ({self._relation(join.right)}) AS r{join.right} ON {' AND '.join(pairs)}"
-        conditions, parameters = self._conditions()
-        rows_max = self._rows_max()
-        self.execute(
-            f"CREATE TEMP TABLE joined AS SELECT {', '.join(values)} FROM {rows} "
-            f"WHERE {conditions} LIMIT {rows_max + 1}",
-            parameters,
-        )
-        for relation in self.aggregated:
-            last = max(self._rows(relation), 1) - 1
-            bits = f"coalesce(bit_count(bitstring_agg(row{relation}, 0, {last})), 0)"  # one for each row number
-            found = self.execute(f"SELECT {bits}, count(row{relation}), count(*) FROM joined").fetchall()
-            distinct, count, total = found[0]
-            if distinct != count or total > rows_max:
+        for relation, keys in sorted(self._unique()):
+            names = [f'"{key}"' for key in keys]
+            if self.execute(
+                f"SELECT 1 FROM t{relation} WHERE {' AND '.join(f'{name} IS NOT NULL' for name in names)} "
+                f"GROUP BY {', '.join(names)} HAVING count(*) > 1 LIMIT 1"
+            ).fetchall():
                 raise ProgramRefused("fan-out")
+        conditions, parameters = self._conditions()
+        self.execute(
+            f"CREATE TEMP TABLE joined AS SELECT {', '.join(values)} FROM {rows} WHERE {conditions}", parameters
+        )
 
-    def _rows_max(self) -> int:
-        """More rows than that cannot be without fan-out, so no more need to be joined."""
-        inner = not any(join.outer for join in self.query.joins)
-        return min((self._rows(relation) for relation in self.aggregated if inner or relation == 0), default=2**40)
-
-    def _rows(self, relation: int) -> int:
-        return sum(self.tables[source].num_rows for source in self._sources(relation))
+    def _unique(self) -> set[tuple[int, tuple[str, ...]]]:
+        """Relations and their keys, no two rows of which may be equal: those of every step of the tree of joins that
+        leads away from an aggregated relation. Whether any row has a partner must not matter."""
+        steps = [(join.left, join.right, tuple(right for _, right in join.keys)) for join in self.query.joins]
+        steps += [(join.right, join.left, tuple(left for left, _ in join.keys)) for join in self.query.joins]
+        found = set()
+        for start in self.aggregated:
+            reached = [start]
+            for here in reached:  # grows
+                for left, right, keys in steps:
+                    if left == here and right not in reached:
+                        reached.append(right)
+                        found.add((right, keys))
+        return found
 
     def _relation(self, relation: int) -> str:
         """Rows of all owners: whose they are, a hash of the entity, their number, and the columns in all forms. The
@@ -151,9 +158,8 @@ class _Run:
         entity = next((table.rule.entity for table in map(self._table, sources) if table.rule.k), ()) or (ROW,)
         hashed = ", ".join(f'"{name}"' for name in entity)
         values.append(f"hash({hashed}) AS entity")
-        if relation in self.aggregated or entity == (ROW,):
+        if entity == (ROW,):
             rows = rows.append_column(ROW, pa.arange(0, rows.num_rows))
-            values.append(f'"{ROW}" AS row')
         for described in self._table(sources[0]).columns:
             forms = _forms(described, self.scales.get(Ref(relation, described.name)))
             values += [f'{sql} AS "{form} {described.name}"' for form, sql in forms.items()]

@@ -359,3 +359,4 @@ def _reachable(root: object) -> Iterator[object]:
             todo += thing
         else:
             todo += getattr(thing, "__dict__", {}).values()
+            todo += [cell.cell_contents for cell in getattr(thing, "__closure__", None) or ()]  # of functions
