@@ -64,10 +64,15 @@ def _short(connection: duckdb.DuckDBPyConnection, counts: str) -> str | None:
     return next((entity for entity, count in zip(ENTITIES, found, strict=True) if 0 < count < K), None)
 
 
+def clear_text(folder: Path, suffix: str) -> tuple[str, str]:
+    """SQL of the joined rows, and of the customers."""
+    purchases, customers = (f"read_{suffix}('{folder / name}.{suffix}')" for name in ("purchases", "customers"))
+    return JOINED.format(purchases=purchases, customers=customers), customers
+
+
 def main() -> None:
     what, folder, suffix = sys.argv[1:]
-    purchases, customers = (f"read_{suffix}('{Path(folder) / name}.{suffix}')" for name in ("purchases", "customers"))
-    joined = JOINED.format(purchases=purchases, customers=customers)
+    joined, customers = clear_text(Path(folder), suffix)
     began = time.perf_counter()
     with duckdb.connect(config={"threads": CPUS}) as connection:
         rows = plain(connection, joined) if what == "plain" else protected(connection, joined, customers)

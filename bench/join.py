@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,11 @@ RATIO_MAX = 2.0
 Answer = dict[tuple[Any, ...], tuple[Any, ...]]  # group → its totals
 
 
-def measure(rounds: int, work: Path, rows: int = ROWS) -> Report:
+def measure(rounds: int, work: Path, rows: int = ROWS, suffixes: Sequence[str] = ("parquet", "csv")) -> Report:
     """Raises SystemExit when the two answers differ."""
     build_image()
     figures: list[Figure] = []
-    for suffix in ("parquet", "csv"):
+    for suffix in suffixes:
         scenario = write_join(work, rows, suffix)
         times = [_round(scenario, work, suffix) for _ in range(rounds)]
         figures += _figures(suffix, times)
@@ -44,7 +45,7 @@ def _round(scenario: Path, work: Path, suffix: str) -> dict[str, float]:
         ours = _answer(run)
     protected_s, theirs = _alone("protected", work, suffix)
     plain_s, _ = _alone("plain", work, suffix)
-    _compare(ours, theirs)
+    compare(ours, theirs)
     prepared = run.summary["timings_s"]["total"] - run.startup_s
     return {"job": run.job_s, "prepared": prepared, "whole": run.wall_s, "protected": protected_s, "plain": plain_s}
 
@@ -78,8 +79,8 @@ def _answer(run: Run) -> Answer:
     return {tuple(row.values())[:3]: tuple(row.values())[3:] for row in rows}
 
 
-def _compare(ours: Answer, theirs: Answer) -> None:
-    """Two sums of doubles may differ in their last bits."""
+def compare(ours: Answer, theirs: Answer) -> None:
+    """Raises SystemExit unless they are the same; two sums of doubles may differ in their last bits."""
     same = ours.keys() == theirs.keys() and all(
         math.isclose(mine, other, rel_tol=1e-9)
         for group, totals in ours.items()

@@ -11,6 +11,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -339,9 +340,9 @@ class Staff:
             for line in self.text.splitlines()
         ]
         assert not changes, f"not in the scenario: {changes}"
-        path = self.folder / name
-        path.write_text("\n".join(lines) + "\n")
-        return path
+        path, part = self.folder / name, self.folder / f"{name}.{threading.get_ident()}"
+        part.write_text("\n".join(lines) + "\n")
+        return part.replace(path)  # another play may be reading it
 
 
 # A disk that takes its time, for plants: what happens between two of its answers is under way for sure.

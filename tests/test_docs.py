@@ -56,11 +56,11 @@ def plain(text: str) -> str:
 @pytest.mark.parametrize("name", RUN)
 def test_commands_give_the_shown_output(name: str, tmp_path: Path) -> None:
     (tmp_path / "scenarios").symlink_to(ROOT / "scenarios")
-    environment = {
-        "HOME": os.environ["HOME"],
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("FORCE_", "MPC_"))} | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "XDG_STATE_HOME": str(tmp_path / ".state"),
         "LC_ALL": "C.UTF-8",
+        "NO_COLOR": "1",
     }
     count = 0
     for command, shown in steps((ROOT / name).read_text()):

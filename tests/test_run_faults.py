@@ -215,9 +215,12 @@ def the_coordinator_is_killed_three_times(house: House) -> None:
         prepared(run, "ada")
         kill(run.piece("coordinator"))
         run.until_said("attestation")
-        kill(run.piece("coordinator"))
-        sealing(run)
-        kill(run.piece("coordinator"))
+        with stopped(run.piece("host")):  # so that the enclave waits
+            kill(run.piece("coordinator"))
+            sealing(run)
+            killed = run.piece("coordinator")
+            kill(killed)
+            run.until(lambda: run.piece("coordinator") != killed, "another coordinator")
         done = run.wait()
         assert done.err.count("the coordinator ended (killed by SIGKILL) and was started again") == 3
         assert_released(run, SCENARIOS["large"], done)

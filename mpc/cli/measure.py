@@ -1,12 +1,17 @@
 """`mpc measure`: the PCRs of an enclave image, or of the image that this installation would give."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mpc.cli.files import PATH
+from mpc.cli.image import boot, boot_options
 from mpc.cli.output import BAD, GOOD, Output, examples, with_output
+from mpc.protocol.errors import LocalError
+
+if TYPE_CHECKING:
+    from mpc.image.build import Boot
 
 
 @click.command(
@@ -15,40 +20,45 @@ from mpc.cli.output import BAD, GOOD, Output, examples, with_output
         "mpc measure enclave.eif --json            as nitro-cli describe-eif prints it",
         "mpc measure --from-source                 what this installation's files must measure",
         "mpc measure enclave.eif --from-source     is this image that source?",
+        "mpc measure --from-source --backend nitro --kernel bzImage --cmdline '…' --ramdisk bootstrap.cpio",
     )
 )
 @click.argument("image", type=PATH, required=False)
 @click.option("--from-source", is_flag=True, help="Measure this installation's files; with IMAGE: compare.")
 @click.option("--variant", default="sql", show_default=True, help="Which image of this installation.")
+@boot_options
 @with_output
-def measure(out: Output, image: Path | None, from_source: bool, variant: str) -> int:
+def measure(out: Output, image: Path | None, from_source: bool, variant: str, **options: Any) -> int:
     """Print the measurements (PCRs) of IMAGE, an EIF file, or of this installation's own.
 
     Exit status: 0 measured; 1 IMAGE is not what this installation gives (--from-source); 2 not an image.
     """
-    from mpc.image import cache
+    from mpc.image import build, cache
     from mpc.image.measure import describe
 
     out.quiet = False  # all that it prints is its result
+    chosen = boot(**options)
+    if chosen is not None and not from_source:
+        raise LocalError("--backend nitro and its options say what --from-source measures; an image says that itself")
     if image is None and from_source:
-        pcrs = cache.measure_from_source(variant).shown()
+        pcrs = (build.measure_installation(variant, chosen) if chosen else cache.measure_from_source(variant)).shown()
         _show(out, f"{variant}, from this installation's files", pcrs)
         out.document({"Measurements": {"HashAlgorithm": "Sha384 { ... }", **pcrs}})
         return 0
     path = image or cache.cached_image(variant)[0]
     described = describe(path)
     if from_source:
-        return _compare(out, path, variant, described)
+        return _compare(out, path, variant, described, chosen)
     _show(out, str(path), _pcrs(described))
     _about(out, described)
     out.document(described)
     return 0
 
 
-def _compare(out: Output, image: Path, variant: str, described: dict[str, Any]) -> int:
+def _compare(out: Output, image: Path, variant: str, described: dict[str, Any], chosen: "Boot | None") -> int:
     from mpc.image import build
 
-    difference = build.compare(image, variant)
+    difference = build.compare(image, variant, chosen)
     if difference is None:
         out.verdict("same", f"{image} is what this installation's {variant} files give", GOOD)
     else:

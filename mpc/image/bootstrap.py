@@ -4,7 +4,6 @@ It is packed from the root file system of a distribution (a container image's, p
 bytes. Of that only what the application needs goes in: one interpreter, its standard library, shared libraries.
 """
 
-import argparse
 import os
 import stat
 import sys
@@ -98,19 +97,3 @@ def _entry(name: str, mode: int, inode: int, content: bytes) -> bytes:
     fields = (inode, mode, 0, 0, links, 0, len(content), 0, 0, major, minor, len(encoded), 0)
     head = b"070701" + b"".join(b"%08X" % field for field in fields) + encoded
     return head + bytes(-len(head) % 4) + content + bytes(-len(content) % 4)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m mpc.image.bootstrap", description=__doc__.splitlines()[0])
-    parser.add_argument("root", type=Path, help="root file system with the interpreter")
-    parser.add_argument("output", type=Path)
-    parser.add_argument("--module", type=Path, action="append", default=[], help="kernel driver, in order of loading")
-    given = parser.parse_args()
-    try:
-        given.output.write_bytes(pack(given.root, given.module))
-    except LocalError as error:
-        parser.exit(2, f"{error}\n")
-
-
-if __name__ == "__main__":
-    main()
