@@ -277,15 +277,17 @@ def children(parent: int) -> list[int]:
 
 
 def _comm(pid: int) -> str:
+    """What it calls itself; nothing when it has ended, though nobody may have waited for it yet."""
     with suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip()
+        return "" if gone(pid) else Path(f"/proc/{pid}/comm").read_text().strip()
     return ""
 
 
 def _state(pid: int) -> str:
     """`S mpc-host 123`, or nothing when it is gone."""
     with suppress(OSError):
-        return f"{Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0]} {_comm(pid)} {pid}"
+        before, _, after = Path(f"/proc/{pid}/stat").read_text().rpartition(")")
+        return f"{after.split()[0]} {before.partition('(')[2]} {pid}"
     return ""
 
 
