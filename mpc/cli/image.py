@@ -69,7 +69,7 @@ def image() -> None:
 @boot_options
 @click.option("--sign", type=PATH, nargs=2, metavar="KEY CERT", help="Sign the image (PEM files), which gives PCR8.")
 @with_output
-def build(out: Output, variant: str, output: Path | None, sign: tuple[Path, Path] | None, **options: Any) -> int:
+def build(out: Output, /, variant: str, output: Path | None, sign: tuple[Path, Path] | None, **options: Any) -> int:
     """Build an image from this installation's files, the same bytes each time.
 
     Exit status: 0 built; 2 a file is missing or was changed, or the image cannot be written.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--variant", default="sql", show_default=True, help="Which image of this installation.")
 @boot_options
 @with_output
-def measure(out: Output, image: Path | None, from_source: bool, variant: str, **options: Any) -> int:
+def measure(out: Output, /, image: Path | None, from_source: bool, variant: str, **options: Any) -> int:
     """Print the measurements (PCRs) of IMAGE, an EIF file, or of this installation's own.
 
     Exit status: 0 measured; 1 IMAGE is not what this installation gives (--from-source); 2 not an image.
