@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         "mpc measure enclave.eif --json            as nitro-cli describe-eif prints it",
         "mpc measure --from-source                 what this installation's files must measure",
         "mpc measure enclave.eif --from-source     is this image that source?",
-        "mpc measure --from-source --backend nitro --kernel bzImage --cmdline '…' --ramdisk bootstrap.cpio",
+        "mpc measure --from-source --backend nitro --kernel bzImage --cmdline '…' --ramdisk boot.cpio",
     )
 )
 @click.argument("image", type=PATH, required=False)
