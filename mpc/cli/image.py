@@ -61,7 +61,7 @@ def image() -> None:
     epilog=examples(
         "mpc image build",
         "mpc image build --variant core -o core.eif",
-        "mpc image build --backend nitro --kernel bzImage --cmdline 'reboot=k …' --ramdisk bootstrap.cpio -o sql.eif",
+        "mpc image build --backend nitro --kernel bzImage --cmdline '…' --ramdisk boot.cpio -o sql.eif",
     )
 )
 @click.option("--variant", default="sql", show_default=True, help="Which image: what kind of program it runs.")

@@ -199,6 +199,7 @@ def _image(name: str, live: "Live") -> Path:
 
 def _preload(kind: str) -> None:
     """What every party needs, once for all of them."""
+    os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")  # a thread does not survive a fork
     import duckdb  # noqa: F401
     import pyarrow.compute
     import pyarrow.csv
