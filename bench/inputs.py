@@ -82,7 +82,7 @@ def write_join(folder: Path, rows: int, suffix: str) -> Path:
 
 
 LARGE_MEMORY_BYTES = 4 << 30
-_LARGE_ROW_BYTES = 49  # of Arrow: four numbers, a text of 12 letters with its offset, and a bit for each that is valid
+_LARGE_ROW_BYTES = 48  # of Arrow: four numbers, and a text of 12 letters with its offset
 _ROW_GROUP_BYTES = 64 << 20
 _LARGE = f"""
 [scenario]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import duckdb
 import pytest
-from runs import SLOW_STORE, House, Run, Staff, result, staff, stopped
+from runs import SLOW_KEEPER, SLOW_STORE, House, Run, Staff, result, staff, stopped
 
 ROWS = 60_000  # about 8 chunks a party
 STREAM_BYTES = 6 << 20  # at least, of its canonical form
@@ -87,15 +87,6 @@ def coordinator(control, *, folder, address, serve=pieces.coordinator):
     serve(control, folder=folder, address=address + "-behind")
 
 pieces.PIECES["coordinator"] = coordinator
-"""
-# The session waits for bert to store his result.
-SLOW_KEEPER = """
-import trio
-from parties.client import Client
-async def keep(self, action, kept=Client._keep):
-    await trio.sleep(1.5 if self._identity.name == "bert" else 0)
-    await kept(self, action)
-Client._keep = keep
 """
 LEAK = """
 import sys

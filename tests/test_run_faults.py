@@ -8,7 +8,23 @@ from concurrent.futures import Future
 from math import isclose
 
 import pytest
-from runs import SLOW_READER, SLOW_STORE, Done, House, Plays, Run, Staff, gone, kill, result, staff, stopped, until
+from runs import (
+    POLL_S,
+    SLOW_KEEPER,
+    SLOW_READER,
+    SLOW_STORE,
+    Done,
+    House,
+    Plays,
+    Run,
+    Staff,
+    gone,
+    kill,
+    result,
+    staff,
+    stopped,
+    until,
+)
 
 from mpc.protocol.messages import Attestation
 from mpc.protocol.signing import open_signed
@@ -67,6 +83,7 @@ def assert_aborted(run: Run, done: Done, *words: str) -> None:
     assert done.status == 1, done.err
     assert done.err.splitlines()[-2].startswith("mpc: aborted: ")
     assert all(word in done.err for word in words), done.err
+    assert "was started again" not in done.err  # nothing else fell over
     assert run.sealed()
     assert not list(run.folder.glob("*/re*"))
 
@@ -270,7 +287,7 @@ def the_coordinators_disk_is_full_for_its_log(house: House) -> None:
     **{"SIGTERM at consent": (signal.SIGTERM, "consent", 0.0), "SIGHUP at seal": (signal.SIGHUP, "seal", 0.0)},
 )
 def a_stop(house: House, number: signal.Signals, kind: str, delay: float) -> None:
-    with small(house) as run:
+    with small(house, SLOW_KEEPER if kind else "") as run:
         if kind:
             run.until_said(kind)
         else:
@@ -278,14 +295,29 @@ def a_stop(house: House, number: signal.Signals, kind: str, delay: float) -> Non
             time.sleep(delay)  # any moment will do
         run.process.send_signal(number)
         done = run.wait()
-        if kind == "release" and run.folder.exists():  # it was through
+        if not kind and run.folder.exists():  # it was through
             assert result(run, "bert") == result(run, "ada")
             assert done.status in (0, 130, -number)
             return
-        assert done.status == 130, done
-        assert done.err.endswith("Interrupted. Every process is stopped, and nothing is left behind.\n")
-        assert not done.out
-        assert not run.folder.exists()
+        assert_interrupted(run, done)
+
+
+@plays
+def an_impatient_person(house: House) -> None:
+    """What tidies up is not interrupted in its turn."""
+    with small(house, SLOW_KEEPER) as run:
+        run.until_said("seal")
+        for _ in range(20):
+            run.process.send_signal(signal.SIGINT)
+            time.sleep(POLL_S)
+        assert_interrupted(run, run.wait())
+
+
+def assert_interrupted(run: Run, done: Done) -> None:
+    assert done.status == 130, done
+    assert done.err.endswith("Interrupted. Every process is stopped, and nothing is left behind.\n")
+    assert not done.out
+    assert not run.folder.exists()
 
 
 @plays

@@ -5,6 +5,7 @@ Exit status: 0 done, 1 refused (a peer, a document, a contract), 2 misuse or a f
 
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -98,7 +99,9 @@ def main() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         cast(TextIOWrapper, stream).reconfigure(errors="replace")  # where a terminal is not UTF-8
     program = Path(sys.argv[0]).name
-    sys.exit(execute(sys.argv[1:], program if program == "enclave-mpc" else "mpc"))
+    status = execute(sys.argv[1:], program if program == "enclave-mpc" else "mpc")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to interrupt, and the status is this one
+    sys.exit(status)
 
 
 def _report(error: BaseException, as_json: bool) -> int:

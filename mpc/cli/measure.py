@@ -56,8 +56,11 @@ def measure(out: Output, /, image: Path | None, from_source: bool, variant: str,
 
 
 def _compare(out: Output, image: Path, variant: str, described: dict[str, Any], chosen: "Boot | None") -> int:
-    from mpc.image import build
+    from mpc.image import build, eif, standin
 
+    with eif.opened(image) as opened:
+        if chosen is None and opened.read(opened.of(eif.Kind.CMDLINE)[0]) != standin.CMDLINE:
+            raise LocalError(f"{image}: has a kernel; compare with --backend nitro, --kernel, --cmdline and --ramdisk")
     difference = build.compare(image, variant, chosen)
     if difference is None:
         out.verdict("same", f"{image} is what this installation's {variant} files give", GOOD)
