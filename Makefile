@@ -29,7 +29,7 @@ bench: $(VENV)/ready sandbox
 
 docs: $(VENV)/ready
 	$(BIN)/python -m mpc.fuzz.diagram --write
-	$(BIN)/python -m mpc.scenario --write
+	$(BIN)/python -c "from mpc.scenario import document; print(document(), end='')" >docs/SCENARIO.md
 
 $(VENV)/ready: requirements.lock requirements-examples.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "enclave-mpc needs Python 3.11 or newer; on Debian: apt-get install python3 python3-venv"; exit 1; }

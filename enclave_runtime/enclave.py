@@ -10,7 +10,7 @@ from typing import Protocol
 from enclave_runtime.nsm import timestamp_ms
 from mpc.protocol.contract import Contract
 from mpc.protocol.encoding import Record, digest
-from mpc.protocol.errors import EncodingError, LocalError, OrderError, SealError
+from mpc.protocol.errors import LocalError, OrderError, SealError
 from mpc.protocol.messages import (
     Abort,
     Attestation,
@@ -320,11 +320,7 @@ class Enclave:
             for sealed, secret, result in self._results
             for index, chunk in enumerate(cut(result))
         ]
-        try:
-            said = self._say(Release(receipt, document))
-        except EncodingError:  # longer than a message may be
-            return self._abort("result-size")
-        return [*chunks, said, *self._close()]
+        return [*chunks, self._say(Release(receipt, document)), *self._close()]
 
     def _abort(self, reason: Reason, blamed: str | None = None) -> list[Action]:
         assert self._session is not None

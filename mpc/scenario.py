@@ -3,11 +3,12 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from mpc.protocol import contract as terms
+from mpc.protocol.encoding import encode
 from mpc.protocol.errors import LocalError, MpcError
 from mpc.settings import Duration, Named, Settings, Size, about, nearest, read, reference
 
@@ -119,8 +120,19 @@ class Program(Settings, frozen=True, kw_only=True):
     kind: Annotated[Named, about("Family of joint programs.", "sql")]
     query: Annotated[
         str,
-        about("The query; tables by their names.", "SELECT …", min_length=1, max_length=16384),
-    ]
+        about("sql: the query; tables by their names.", "SELECT …", max_length=16384),
+    ] = ""
+    parameters: Annotated[dict[str, Any], about("Of other kinds: what docs/PROGRAMS.md says.", {"reveal": "size"})] = (
+        msgspec.field(default_factory=dict)
+    )
+
+    @property
+    def terms(self) -> terms.Program:
+        """As the contract has it. Raises LocalError naming a parameter that is no plain value."""
+        for name, value in self.parameters.items():
+            if not _is_plain(value):
+                raise LocalError(f"parameters.{name}", expected="text, numbers, true or false, or lists and tables")
+        return terms.Program(self.kind, self.query, encode(self.parameters) if self.parameters else b"")
 
 
 class Recipients(Settings, frozen=True, kw_only=True):
@@ -220,7 +232,7 @@ def contract(
         author=author,
         participants=tuple(by_name[name] for name in scenario.party),
         tables=scenario.tables,
-        program=terms.Program(scenario.program.kind, scenario.program.query),
+        program=scenario.program.terms,
         recipients=scenario.recipients.result,
         receipt_recipients=scenario.receipt_recipients,
         approvals=terms.Approvals(scenario.approvals.quorum, scenario.approvals.approvers),
@@ -287,6 +299,8 @@ def _full(scenario: Scenario, owner: str, name: str, folder: Path) -> Table:
 def _check(scenario: Scenario) -> None:
     """What lies between tables of the file."""
     tables, approvals = scenario.tables, scenario.approvals
+    if not scenario.program.query and not scenario.program.parameters:
+        raise LocalError("program.query: is missing", expected="text, or the parameters of another kind of program")
     if not tables:
         raise LocalError("party: nobody has a table; write [party.NAME.table.NAME]")
     lower: dict[str, str] = {}
@@ -332,6 +346,13 @@ def document() -> str:
         "",
     )
     return "\n".join((*opening, *reference(Scenario))).rstrip() + "\n"
+
+
+def _is_plain(value: object) -> bool:
+    """Of TOML, times are not."""
+    if isinstance(value, list | dict):
+        return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str | int | float)
 
 
 def _shipped_folder() -> Path:

@@ -176,7 +176,7 @@ def describe(hint: Any) -> str:
     metas = [extra for extra in get_args(hint)[1:] if isinstance(extra, Meta)] if get_origin(hint) is Annotated else []
     limits = [f"{meta.ge} to {meta.le}" for meta in metas if meta.le is not None]
     limits += [f"{meta.min_length} or more" for meta in metas if meta.min_length and meta.max_length is None]
-    limits += [f"{meta.min_length} to {meta.max_length} characters" for meta in metas if meta.max_length is not None]
+    limits += [f"{meta.min_length or 0} to {meta.max_length} characters" for meta in metas if meta.max_length]
     words = next((meta.title for meta in metas if meta.title), None)
     return ", ".join((words or " or ".join(dict.fromkeys(_describe(part) for part in _parts(hint))), *limits))
 

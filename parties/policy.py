@@ -74,6 +74,9 @@ class Programs(Settings, frozen=True, kw_only=True):
 
     kinds: Annotated[tuple[str, ...], about("Families of joint programs.", ("sql",))]
     exact: Annotated[tuple[str, ...], about("Texts that an exact rule accepts, word for word.", ("SELECT …",))] = ()
+    digests: Annotated[
+        tuple[Hex48, ...], about("The same for programs with parameters, by digest; `mpc check` prints it.")
+    ] = ()
 
 
 class Limits(Settings, frozen=True, kw_only=True):
@@ -139,13 +142,15 @@ def from_scenario(
     """
     image = (Image(label=m.label, pcr0=m.pcr0.hex(), pcr1=m.pcr1.hex(), pcr2=m.pcr2.hex()) for m in measurements)
     name = scenario.scenario.name if simulated else ""
+    program = scenario.program.terms
+    by_text = {"exact": (program.text,)} if not program.parameters else {"digests": (program.digest.hex(),)}
     return Policy(
         party=party,
         measurement=tuple(image),
         root=(Root(fingerprint=root.hex(), simulated=simulated, scenario=name),),
         participant={one.name: known(one) for one in participants},
         table=scenario.party[party].table,
-        program=Programs(kinds=(scenario.program.kind,), exact=(scenario.program.query,)),
+        program=Programs(kinds=(program.kind,), **by_text),
         recipients=Recipients(result=scenario.recipients.result, receipt=scenario.receipt_recipients),
         approvals=scenario.approvals,
         limits=Limits(epochs=scenario.enclave.epochs, release=scenario.deadlines.release),
@@ -252,8 +257,10 @@ def _check_program(policy: Policy, contract: Contract) -> None:
     if contract.program.kind not in policy.program.kinds:
         raise _refused("program.kind", " | ".join(policy.program.kinds), contract.program.kind)
     rules = (contract.tables[index].rule for index in contract.tables_of(policy.party))
-    if any(rule.kind == "exact" for rule in rules) and contract.program.text not in policy.program.exact:
-        raise _refused("program.text", "a text that the policy lists word for word", "another one")
+    by_text = not contract.program.parameters and contract.program.text in policy.program.exact
+    by_digest = contract.program.digest.hex() in map(str.lower, policy.program.digests)
+    if any(rule.kind == "exact" for rule in rules) and not by_text and not by_digest:
+        raise _refused("program.text", "a text that the policy lists word for word, or its digest", "another one")
     try:
         programs.program(contract.program.kind).check(contract)
     except ContractError as error:

@@ -17,10 +17,27 @@ from pycose.messages import Sign1Message
 
 from enclave_runtime import enclave as runtime
 from mpc.fuzz.world import Setting, World
+from mpc.protocol.contract import CONTRACT_BYTES_MAX, SEALING_KEY_BYTES
 from mpc.protocol.encoding import MESSAGE_BYTES_MAX, Bytes32, Count, Limit, Name, Record, decode, digest, encode
-from mpc.protocol.errors import EncodingError, LocalError, PeerError, SignatureError
-from mpc.protocol.messages import KINDS, Abort, Consent, Reason, sign
+from mpc.protocol.errors import EncodingError, LocalError, OrderError, PeerError, SignatureError
+from mpc.protocol.messages import (
+    KINDS,
+    Abort,
+    Attestation,
+    Computed,
+    Consent,
+    Decision,
+    Reason,
+    Receipt,
+    Release,
+    Seal,
+    SealedResult,
+    Wrapped,
+    sign,
+)
+from mpc.protocol.rounds import Session
 from mpc.protocol.sealing import (
+    WRAPPED_BYTES,
     ChunkCipher,
     OpeningKey,
     StreamSecret,
@@ -371,3 +388,27 @@ def test_every_reason_of_an_abort_is_one_that_can_be_said() -> None:
         Abort(bytes(48), 1, reason)
     with pytest.raises(EncodingError, match="reason"):
         Abort(bytes(48), 1, "because")  # type: ignore[arg-type]
+
+
+def test_the_release_of_the_largest_contract_fits_into_a_message() -> None:
+    key, crowd = SigningKey(bytes(32)), 1000
+    wrapped = Wrapped(2000, bytes(WRAPPED_BYTES), 1 << 20)
+    consent = sign(key, Consent(bytes(48), 100, bytes(32), bytes(48)))
+    sealing_key, document = bytes(SEALING_KEY_BYTES), bytes(32768)
+    attestation = sign(key, Attestation(bytes(48), 100, (consent,) * crowd, sealing_key, document))
+    history = (
+        key.sign("contract", bytes(CONTRACT_BYTES_MAX)),
+        attestation,
+        *[sign(key, Seal(bytes(48), (wrapped,)))] * crowd,
+        sign(key, Computed(bytes(48), bytes(48))),
+        *[sign(key, Decision(bytes(48), bytes(48)))] * crowd,
+    )
+    results = (SealedResult("n" * 64, bytes(48), wrapped),) * crowd
+    envelope = sign(key, Release(Receipt(bytes(48), history, results), document))
+    assert Release.decode(open_signed(envelope).payload).receipt.results == results
+
+
+def test_a_contract_that_is_too_large_is_refused() -> None:
+    key = SigningKey(bytes(32))
+    with pytest.raises(OrderError, match="contract"):
+        Session.propose(key.sign("contract", bytes(CONTRACT_BYTES_MAX + 1)))

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from mpc.protocol.encoding import Bytes32, Digest, Limit, Millis, Name, Record, Text, digest
 from mpc.protocol.errors import ContractError
 
+CONTRACT_BYTES_MAX = 3 << 20  # of 1,000 parties it is 2 MiB: their sealing keys
 SEALING_KEY_BYTES = 1216  # ML-KEM-768 (1184) ‖ X25519 (32)
 
 VerifyingKey = Bytes32  # Ed25519, raw
@@ -85,8 +86,16 @@ class Participant(Record):
 
 @dataclass(frozen=True)
 class Program(Record):
+    """What is computed; which of the two says it is the kind's own matter (enclave_runtime.programs)."""
+
     kind: Name
-    text: Text  # sql: the query
+    text: Text = ""  # sql: the query
+    parameters: Annotated[bytes, Limit(0, 2 << 20)] = b""  # the encoding of the kind's own record
+
+    @property
+    def digest(self) -> bytes:
+        """What an owner agrees to when its rule is exact."""
+        return digest("enclave-mpc/1 program", self.encode())
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ DIGEST_BYTES = 48
 ITEMS_MAX = 200_000  # 1,000 parties with a table each of a dozen columns; as Python values 20 MB
 _BYTES, _TEXT, _ARRAY, _MAP, _TAG = 2, 3, 4, 5, 6  # major types
 DEPTH_MAX = 16  # contract → tables → columns → buckets is 7
-MESSAGE_BYTES_MAX = 4 << 20  # a contract of 1,000 parties is 2 MiB: their sealing keys
+MESSAGE_BYTES_MAX = 8 << 20  # a release of the largest contract with 1,000 of everybody is below 7 MiB
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from enum import Enum
 from operator import itemgetter
 from typing import Self, TypeVar, cast
 
-from mpc.protocol.contract import Contract
+from mpc.protocol.contract import CONTRACT_BYTES_MAX, Contract
 from mpc.protocol.encoding import Record
 from mpc.protocol.errors import EncodingError, OrderError, PeerError
 from mpc.protocol.messages import (
@@ -103,6 +103,8 @@ class Session:
     def propose(cls, envelope: bytes, epoch: int = 1) -> Self:
         """Begin an epoch of the contract in `envelope`; raises PeerError when its author did not sign it."""
         signed = open_signed(envelope)
+        if len(signed.payload) > CONTRACT_BYTES_MAX:  # else its release might be longer than a message
+            raise OrderError("contract", expected=f"at most {CONTRACT_BYTES_MAX} bytes", got=len(signed.payload))
         contract = _kind(signed).decode(signed.payload)
         if not isinstance(contract, Contract) or signed.signer != contract.author:
             raise OrderError("proposal", expected="a contract signed by its author", got=signed.kind)
