@@ -13,7 +13,8 @@ from msgspec import Meta
 from mpc import attestation
 from mpc.protocol.contract import Contract, Measurement, Participant
 from mpc.protocol.encoding import Record
-from mpc.protocol.errors import AppraisalError, ContractError, LocalError, PolicyError
+from mpc.protocol.errors import AppraisalError, ContractError, LocalError, PolicyError, SealError
+from mpc.protocol.sealing import SECRET_BYTES, Cryptography
 from mpc.scenario import Approvals, Recipients, Scenario, contract_table
 from mpc.scenario import Table as OwnTable
 from mpc.settings import Duration, Named, Settings, about, quantity, read, write
@@ -241,6 +242,16 @@ def _check_participants(policy: Policy, contract: Contract) -> None:
             raise _refused("participants", " | ".join(policy.participant), one.name)
         _same(f"participants.{one.name}.key", mine.key.lower(), one.key.hex())
         _same(f"participants.{one.name}.sealing_key (SHA-384)", mine.sealing_key.lower(), known(one).sealing_key)
+        if one.name in contract.recipients:
+            _check_sealing_key(one)
+
+
+def _check_sealing_key(recipient: Participant) -> None:
+    """The enclave would find out only after it has computed."""
+    try:
+        Cryptography().wrap(bytes(SECRET_BYTES), recipient.sealing_key, b"")
+    except SealError as error:
+        raise _refused(f"participants.{recipient.name}.sealing_key", error.expected, "another value") from None
 
 
 def _check_tables(policy: Policy, contract: Contract) -> None:

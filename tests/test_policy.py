@@ -23,6 +23,7 @@ from mpc.protocol.contract import (
     Rule,
 )
 from mpc.protocol.errors import AppraisalError, LocalError, PolicyError
+from mpc.protocol.sealing import OpeningKey
 from parties import policy
 from parties.policy import Policy, accepts, appraise
 
@@ -31,7 +32,7 @@ IMAGE = Measurement("sql", b"\1" * 48, b"\2" * 48, b"\3" * 48)
 OTHER = Measurement("other", b"\7" * 48, b"\2" * 48, b"\3" * 48)
 SCENARIO = scenario.load(Path(__file__).parents[1] / "scenarios" / "salaries")
 PEOPLE = [
-    Participant(name, bytes([index]) * 32, bytes([index]) * SEALING_KEY_BYTES)
+    Participant(name, bytes([index]) * 32, OpeningKey(bytes([index]) * 32).public)
     for index, name in enumerate(SCENARIO.party, 1)
 ]
 STRANGER = Participant("stranger", b"\x99" * 32, b"\x99" * SEALING_KEY_BYTES)
@@ -75,6 +76,14 @@ def test_the_scenarios_own_contract_is_accepted(mine: Policy, contract: Contract
 def test_a_contract_may_ask_for_less(mine: Policy, contract: Contract) -> None:
     less = replace(contract, recipients=("corvid",), receipt_recipients=(), epochs_max=1)
     accepts(mine, replace(less, tables=contract.tables[:3], participants=contract.participants[:3]), "acme", NOW_MS)
+
+
+def test_a_key_that_nothing_can_be_sealed_to_is_refused(mine: Policy, contract: Contract) -> None:
+    """Even where the policy names it: the enclave would find out only after it has computed."""
+    people = [replace(one, sealing_key=b"\xff" * SEALING_KEY_BYTES) for one in PEOPLE]
+    agreed = changed(mine, participant={one.name: policy.known(one) for one in people})
+    with pytest.raises(PolicyError, match="sealing_key: expected ML-KEM-768"):
+        accepts(agreed, replace(contract, participants=tuple(people)), "acme", NOW_MS)
 
 
 def test_a_policy_file_reads_back_as_it_was(mine: Policy, tmp_path: Path) -> None:
