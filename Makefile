@@ -5,7 +5,7 @@ SCENARIO := scenarios/flights
 PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: run test lint types imports check bench docs vectors clean sandbox
+.PHONY: run test lint types imports check bench docs vectors fuzz chaos clean sandbox
 run: $(VENV)/ready sandbox
 	$(BIN)/mpc run $(SCENARIO)
 
@@ -26,6 +26,20 @@ imports: $(VENV)/ready
 
 bench: $(VENV)/ready sandbox
 	$(BIN)/python -m bench
+
+# The long version of what `make test` attacks for some minutes. `pip install atheris` into $(VENV), and the parsers
+# are attacked by coverage.
+FUZZ_MINUTES := 10
+fuzz: chaos
+	$(BIN)/python -m mpc.fuzz.decoding --seconds 30
+	$(BIN)/mpc fuzz --minutes $(FUZZ_MINUTES)
+	$(BIN)/mpc fuzz --engine swarm --minutes $(FUZZ_MINUTES)
+	$(BIN)/mpc explore --minutes $(FUZZ_MINUTES)
+
+# Runs of real processes that are killed, stopped, cut off and out of disk; for every night.
+CHAOS_RUNS := 200
+chaos: $(VENV)/ready sandbox
+	$(BIN)/python tests/chaos.py $(CHAOS_RUNS)
 
 docs: $(VENV)/ready
 	$(BIN)/python -m mpc.fuzz.diagram --write

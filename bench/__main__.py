@@ -18,7 +18,7 @@ from typing import Any
 
 from bench.figures import Report
 
-NAMES = ("join", "startup", "sealing", "image", "attestation")
+NAMES = ("join", "startup", "sealing", "image", "attestation", "fuzz")
 ROUNDS = 5
 
 

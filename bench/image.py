@@ -28,7 +28,7 @@ def measure(rounds: int, work: Path) -> Report:
         Figure("lines of code of ours, without programs", ours["measured, code"], "lines", LINES_MAX),
         Figure("  with comments, docstrings and blank lines", ours["measured"], "lines"),
         Figure("lines of code of ours, programs", ours["programs, code"], "lines"),
-        Figure("  with comments, docstrings and blank lines", ours["programs"], "lines"),
+        Figure("  programs with comments, docstrings and blank lines", ours["programs"], "lines"),
         Figure("third-party packages", len(packages), ""),
         *(Figure(f"  {name}", size / (1 << 20), "MiB") for name, size in packages.most_common()),
         Figure("third-party bytes", sum(packages.values()) / (1 << 20), "MiB"),

@@ -22,18 +22,36 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Moment:
-    """The enclave's processes together; what they share counts once."""
+class Memory:
+    """What one process holds at a moment."""
 
-    at: float  # Unix time
-    private_bytes: int
-    files_bytes: int  # mapped libraries
-    tables_bytes: int  # shared memory, in which the opened tables lie
-    computing: bool  # the engine has begun to read them
+    private_bytes: int = 0
+    files_bytes: int = 0  # mapped libraries
+    tables_bytes: int = 0  # shared memory, in which the opened tables lie
 
     @property
     def bytes(self) -> int:
         return self.private_bytes + self.files_bytes + self.tables_bytes
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The enclave's two processes."""
+
+    at: float  # Unix time
+    enclave: Memory
+    engine: Memory
+
+    @property
+    def computing(self) -> bool:
+        """The engine has begun to read the tables."""
+        return self.engine.tables_bytes > 0
+
+    @property
+    def bytes(self) -> int:
+        """Of both; what they share counts once."""
+        shared = max(self.enclave.files_bytes, self.engine.files_bytes) + self.enclave.tables_bytes
+        return self.enclave.private_bytes + self.engine.private_bytes + shared
 
 
 class Watch(threading.Thread):
@@ -77,16 +95,12 @@ class Watch(threading.Thread):
                 states[name] = state
                 todo += [(child, name) for child in _children(pid)]
         if "enclave" in states:
-            inside = [states[name] for name in ("enclave", "engine") if name in states]
-            self.moments.append(
-                Moment(
-                    time.time(),
-                    sum(state["RssAnon"] for state in inside),
-                    max(state["RssFile"] for state in inside),
-                    max(state["RssShmem"] for state in inside),
-                    "engine" in states and states["engine"]["RssShmem"] > 0,
-                )
-            )
+            enclave, engine = (_memory(states.get(name, {})) for name in ("enclave", "engine"))
+            self.moments.append(Moment(time.time(), enclave, engine))
+
+
+def _memory(state: dict[str, int]) -> Memory:
+    return Memory(*(state.get(name, 0) for name in ("RssAnon", "RssFile", "RssShmem")))
 
 
 def _name(name: str, parent: str) -> str:

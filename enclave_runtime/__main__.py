@@ -35,7 +35,7 @@ from mpc.protocol.channel import (
     parse_header,
 )
 from mpc.protocol.errors import EncodingError, PeerError
-from mpc.protocol.sealing import Cryptography, chunk_digest
+from mpc.protocol.sealing import Cryptography, OpeningKey, chunk_digest
 
 CHANNEL_FD, NSM_FD = 3, 4
 PR_SET_DUMPABLE = 4
@@ -135,6 +135,7 @@ def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     engine = Engine()  # forked before there is any secret, and without the channel and the NSM
     tables = Tables()
+    OpeningKey(bytes(32))  # what a key needs is loaded before anybody waits for one
     nsm = device() if Path("/dev/nsm").exists() else over_socket(socket.socket(fileno=NSM_FD))  # Nitro, or local
     enclave = Enclave(nsm, Cryptography(), tables)
     serve(socket.socket(fileno=CHANNEL_FD), enclave, tables, engine)

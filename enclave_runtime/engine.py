@@ -118,7 +118,8 @@ def _work(connection: socket.socket) -> None:
     buffers: list[mmap.mmap] = []
     while len(buffers) < count:
         for file in socket.recv_fds(connection, 1, FILES_PER_MESSAGE)[1]:
-            buffers.append(mmap.mmap(file, lengths[len(buffers)], mmap.MAP_SHARED, mmap.PROT_READ))
+            flags = mmap.MAP_SHARED | mmap.MAP_POPULATE  # all pages at once
+            buffers.append(mmap.mmap(file, lengths[len(buffers)], flags, mmap.PROT_READ))
             os.close(file)
         connection.sendall(b"\0")
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)

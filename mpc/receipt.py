@@ -3,7 +3,7 @@
 The checks, in this order; an error carries the number of the first that fails, and the document's own step after it:
 
 R1  The file is one signed release, in its one form.
-R2  Its history begins with a contract that the contract's author signed.
+R2  Its history begins with a contract that the contract's author signed; the one that the reader names, if any.
 R3  The rest of the history, heard again: the attestation with one consent of each party, each party's seal, the
     word that there are results, the approvals. Each is signed by who may say it, once and in its round, names
     this contract, epoch and enclave, and nothing is missing.
@@ -15,23 +15,23 @@ R7  Second document: nonce = binding digest, user_data = receipt digest, the sam
 R8  Both documents are of one enclave: the same module_id and the same PCRs.
 R9  The second is not older than the first, and not later than the contract's deadline for release.
 
-Source: DESIGN section 4, round 6.
+Source: docs/PROTOCOL.md, round 6 and `receipt`; docs/ATTESTATION.md.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from hashlib import sha384
 
-from mpc.attestation import AWS_NITRO_ROOT_G1, AppraisalPolicy, Evidence, Measurement, verify
+from mpc.attestation import AWS_NITRO_ROOT_G1, AppraisalPolicy, Evidence, Measurement, contract_pcr, verify
 from mpc.protocol.contract import Contract
+from mpc.protocol.encoding import decode
 from mpc.protocol.errors import EncodingError, OrderError, PeerError
 from mpc.protocol.messages import Attestation, Binding, Consent, Decision, Release, Seal
 from mpc.protocol.rounds import Round, Session
 from mpc.protocol.signing import open_signed
-
-CONTRACT_PCR = 16  # the enclave extends it with the contract's digest and locks it
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Account:
     quorum: int
     approved_by: tuple[str, ...]
     program: str  # kind
-    query: str
+    query: str  # or the parameters, a line each
     tables: tuple[TableAccount, ...]
     results: tuple[ResultAccount, ...]
     epoch: int
@@ -96,16 +96,20 @@ class Account:
     does_not_prove: tuple[str, ...]
 
 
-def verify_receipt(envelope: bytes, policy: AppraisalPolicy | None) -> Account:
+def verify_receipt(envelope: bytes, policy: AppraisalPolicy | None, contract_digest: bytes | None = None) -> Account:
     """Check a receipt file.
 
     Args:    envelope: the file's bytes. policy: what its reader accepts; None: whatever the contract's signers did.
+             contract_digest: of the contract that it must be of, 48 bytes; None: of any.
     Raises:  PeerError (AppraisalError for a document) whose `step` is the number above.
     """
     with _step("R1"):
         release = _release(envelope)
     with _step("R2"):
         session = _proposed(release.receipt.history)
+        if contract_digest is not None and contract_digest != session.contract.digest:
+            got = session.contract.digest.hex()
+            raise OrderError("it is of another contract", expected=contract_digest.hex(), got=got)
     with _step("R3"):
         session = session.hear_all(release.receipt.history[1:])
         if session.round is not Round.RELEASE:
@@ -116,7 +120,7 @@ def verify_receipt(envelope: bytes, policy: AppraisalPolicy | None) -> Account:
             raise OrderError("results", expected=len(session.contract.recipients), got=len(release.receipt.results))
     contract = session.contract
     with _step("R5"):
-        accepted = _accepted(contract, policy)
+        accepted = accepted_for(contract, policy)
     assert session.binding is not None
     first, second = _documents(session, session.binding, release, accepted)
     with _step("R8"):
@@ -133,9 +137,17 @@ def verify_receipt(envelope: bytes, policy: AppraisalPolicy | None) -> Account:
     return _account(session, release, first, second, policy is not None)
 
 
-def contract_pcr(contract: bytes) -> dict[int, bytes]:
-    """What PCR16 of an enclave must be that works for the contract of this digest."""
-    return {CONTRACT_PCR: sha384(bytes(48) + contract).digest()}
+def parameters(encoded: bytes) -> str:
+    """A program's parameters as a person reads them, a line each; a contract may hold any bytes."""
+    try:
+        fields = decode(encoded).items()
+        return "\n".join(f"{name} = {json.dumps(value, ensure_ascii=False, default=_bytes)}" for name, value in fields)
+    except (EncodingError, AttributeError, TypeError):
+        return "parameters that no program of ours reads"
+
+
+def _bytes(value: bytes) -> str:
+    return f"{len(value)} bytes, SHA-256 {hashlib.sha256(value).hexdigest()}"
 
 
 def utc(time_ms: int) -> str:
@@ -164,7 +176,8 @@ def _proposed(history: tuple[bytes, ...]) -> Session:
     return Session.propose(history[0], Attestation.decode(attestation.payload).epoch)
 
 
-def _accepted(contract: Contract, policy: AppraisalPolicy | None) -> AppraisalPolicy:
+def accepted_for(contract: Contract, policy: AppraisalPolicy | None) -> AppraisalPolicy:
+    """What policy and contract accept at once; without a policy, what the contract names. Raises PolicyError."""
     theirs = tuple(
         Measurement(one.label or "unnamed", {0: one.pcr0, 1: one.pcr1, 2: one.pcr2})
         for one in contract.enclave.measurements
@@ -222,7 +235,7 @@ def _account(session: Session, release: Release, first: Evidence, second: Eviden
         quorum=contract.approvals.quorum,
         approved_by=tuple(session.messages(Decision)),
         program=contract.program.kind,
-        query=contract.program.text,
+        query=contract.program.text or parameters(contract.program.parameters),
         tables=tuple(
             TableAccount(table.owner, table.name, table.rule.kind, table.rule.k, table.rule.entity, chunks[stream])
             for stream, table in enumerate(contract.tables)

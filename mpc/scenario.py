@@ -12,6 +12,9 @@ from mpc.protocol.encoding import encode
 from mpc.protocol.errors import LocalError, MpcError
 from mpc.settings import Duration, Named, Settings, Size, about, nearest, read, reference
 
+NITRO_ROOT = "aws-nitro-enclaves-g1"
+MODULE_BYTES_MAX = 3 << 19  # a contract with the module in it goes to everybody
+
 
 class About(Settings, frozen=True, kw_only=True):
     """What the scenario is called."""
@@ -26,14 +29,43 @@ class Enclave(Settings, frozen=True, kw_only=True):
     backend: Annotated[
         Literal["local", "nitro"], about("`local`: a sandboxed process under a SIMULATED root; `nitro`: AWS.", "local")
     ] = "local"
-    image: Annotated[Named, about("Variant of the image; `mpc measure` gives its measurements.", "sql")] = "sql"
-    cpus: Annotated[int, about("Processors; also the engine's threads.", 2, ge=1, le=256)] = 1
+    image: Annotated[
+        Named,
+        about(
+            "Variant of the image; `mpc measure` gives its measurements. nitro: `mpc run --image` names the file.",
+            "sql",
+        ),
+    ] = "sql"
+    root: Annotated[
+        str,
+        about(
+            "nitro: root of attestation, by name or by the SHA-256 of its certificate, which parts of AWS other than "
+            "the commercial regions need. local: always the machine's own.",
+            NITRO_ROOT,
+        ),
+    ] = NITRO_ROOT
+    cpus: Annotated[
+        int, about("Processors; also the engine's threads. nitro on x86: an even number.", 2, ge=1, le=256)
+    ] = 1
     memory: Annotated[Size, about("Memory, engine and inputs together; at least 64 MiB.", "4 GiB")] = Size(2 << 30)
-    epochs: Annotated[int, about("Enclaves that may be started, one after another died.", 3, ge=1, le=100)] = 3
+    epochs: Annotated[
+        Annotated[int, msgspec.Meta(ge=1, le=100)] | None,
+        about(
+            "Enclaves that may be started, one after another died, at most 100; none written: 3, and 1 under a rule of "
+            "noise, of which each spends the budget.",
+            3,
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         if not 64 << 20 <= self.memory <= 1 << 42:
             raise LocalError("memory", expected="64 MiB to 4 TiB")
+        if self.root != NITRO_ROOT:
+            from mpc.attestation.roots import root_fingerprint  # not for everybody: it takes longer than the file
+
+            root_fingerprint(self.root)
+            if self.backend == "local":
+                raise LocalError('root: is for backend = "nitro"; a local enclave has its machine\'s own')
 
 
 class Deadlines(Settings, frozen=True, kw_only=True):
@@ -52,10 +84,11 @@ class Rule(Settings, frozen=True, kw_only=True):
     """What may leave of the table, as its owner decides."""
 
     kind: Annotated[
-        Literal["aggregate", "exact"],
+        Literal["aggregate", "exact", "noise"],
         about(
             "`aggregate`: groups of at least `k` entities, columns used only as listed; "
-            "`exact`: the program of this file, word for word, and no other.",
+            "`exact`: the program of this file, word for word, and no other; "
+            "`noise`: differential privacy, columns used only as listed.",
             "aggregate",
         ),
     ]
@@ -63,6 +96,13 @@ class Rule(Settings, frozen=True, kw_only=True):
         str | tuple[str, ...], about("Column or columns that name one entity; none: each row is one.", "employee")
     ] = ()
     k: Annotated[int, about("aggregate: distinct entities behind every group.", 10, ge=0, le=1_000_000)] = 0
+    epsilon: Annotated[
+        float, about("noise: how much one entity may change the odds of any result; less is safer.", 1.0, ge=0)
+    ] = 0.0
+    delta: Annotated[
+        float, about("noise: chance that a group shows which one entity alone makes; 0: named groups only.", 1e-7, ge=0)
+    ] = 0.0
+    rows: Annotated[int, about("noise: rows of one entity that count.", 5, ge=0, le=1_000_000)] = 0
 
     @property
     def entities(self) -> tuple[str, ...]:
@@ -77,13 +117,13 @@ class Column(Settings, frozen=True, kw_only=True):
         about("`timestamp` is UTC with microseconds; `date` has no time.", "double"),
     ]
     use: Annotated[
-        tuple[terms.Use, ...], about("Under an aggregate rule: ways to use it. Entities need none.", ("avg", "count"))
+        tuple[terms.Use, ...], about("Under a rule of aggregate or noise: ways to use it.", ("avg", "count"))
     ] = ()
     buckets: Annotated[
         tuple[float, ...], about("Ascending edges; then grouped and filtered only as `bucket(column)`.", (0, 5, 20))
     ] = ()
     clamp: Annotated[
-        tuple[float, ...], about("[low, high]: values are moved into it before sum and avg.", (-60, 600))
+        tuple[float, ...], about("[low, high]: values are moved into it before they are added up.", (-60, 600))
     ] = ()
 
 
@@ -122,17 +162,28 @@ class Program(Settings, frozen=True, kw_only=True):
         str,
         about("sql: the query; tables by their names.", "SELECT …", max_length=16384),
     ] = ""
-    parameters: Annotated[dict[str, Any], about("Of other kinds: what docs/PROGRAMS.md says.", {"reveal": "size"})] = (
+    module: Annotated[
+        str, about("wasm: the module, a file beside the scenario file; the contract holds its bytes.", "screen.wasm")
+    ] = ""
+    parameters: Annotated[dict[str, Any], about("Of other kinds: what docs/PROGRAMS.md says.", {"units": 1})] = (
         msgspec.field(default_factory=dict)
     )
 
     @property
     def terms(self) -> terms.Program:
-        """As the contract has it. Raises LocalError naming a parameter that is no plain value."""
+        """As the contract has it. Raises LocalError: a parameter that is no plain value, or the module's file."""
         for name, value in self.parameters.items():
             if not _is_plain(value):
                 raise LocalError(f"parameters.{name}", expected="text, numbers, true or false, or lists and tables")
-        return terms.Program(self.kind, self.query, encode(self.parameters) if self.parameters else b"")
+        parameters = dict(self.parameters)
+        if self.module:
+            if "module" in parameters:
+                raise LocalError("parameters.module", expected="nothing, where program.module names the file")
+            parameters["module"] = _module(Path(self.module))
+        try:
+            return terms.Program(self.kind, self.query, encode(parameters) if parameters else b"")
+        except MpcError as error:
+            raise LocalError(f"program: {error.what}", expected=error.expected, got=error.got) from None
 
 
 class Recipients(Settings, frozen=True, kw_only=True):
@@ -170,6 +221,12 @@ class Scenario(Settings, frozen=True, kw_only=True):
         """As the contract has them, in the file's order."""
         owned = ((owner, name, table) for owner, party in self.party.items() for name, table in party.table.items())
         return tuple(contract_table(owner, name, table) for owner, name, table in owned)
+
+    @property
+    def epochs(self) -> int:
+        """How many enclaves may be started."""
+        noise = any(table.rule.kind == "noise" for table in self.tables)
+        return self.enclave.epochs or (1 if noise else 3)
 
     @property
     def receipt_recipients(self) -> tuple[str, ...]:
@@ -242,7 +299,7 @@ def contract(
         deadlines=terms.Deadlines(
             now_ms + deadlines.consent, now_ms + deadlines.seal, release_ms=now_ms + deadlines.release
         ),
-        epochs_max=enclave.epochs,
+        epochs_max=scenario.epochs,
     )
 
 
@@ -250,7 +307,7 @@ def contract_table(owner: str, name: str, table: Table) -> terms.Table:
     """The contract's form of a table. Raises LocalError naming the dotted path."""
     path = f"party.{owner}.table.{name}"
     if table.rule is None:
-        raise LocalError(f"{path}.rule: is missing", expected='a table with kind = "aggregate" or "exact"')
+        raise LocalError(f"{path}.rule: is missing", expected='a table with kind = "aggregate", "noise" or "exact"')
     if not table.columns:
         raise LocalError(f"{path}.columns: is missing", expected='a line for each column, like id = { type = "int64" }')
     for entity in table.rule.entities:
@@ -259,7 +316,8 @@ def contract_table(owner: str, name: str, table: Table) -> terms.Table:
             raise LocalError(f"{path}.rule.entity: {entity} is not one of the table's columns{guess}")
     try:
         columns = tuple(terms.Column(n, c.type, c.use, c.buckets, c.clamp) for n, c in table.columns.items())
-        rule = terms.Rule(table.rule.kind, table.rule.entities, table.rule.k)
+        given = table.rule
+        rule = terms.Rule(given.kind, given.entities, given.k, float(given.epsilon), float(given.delta), given.rows)
         return terms.Table(name, owner, rule, columns, int(table.bytes_max))
     except MpcError as error:
         raise LocalError(f"{path}: {error.what}", expected=error.expected, got=error.got) from None
@@ -270,7 +328,20 @@ def _resolved(scenario: Scenario, folder: Path) -> Scenario:
         owner: Party(table={name: _full(scenario, owner, name, folder) for name in party.table})
         for owner, party in scenario.party.items()
     }
-    return msgspec.structs.replace(scenario, party=party)
+    program = scenario.program
+    if program.module:
+        program = msgspec.structs.replace(program, module=str(folder / program.module))
+    return msgspec.structs.replace(scenario, party=party, program=program)
+
+
+def _module(file: Path) -> bytes:
+    try:
+        size = file.stat().st_size
+        if size > MODULE_BYTES_MAX:
+            raise LocalError(f"program.module: {file}", expected=f"at most {MODULE_BYTES_MAX} bytes", got=size)
+        return file.read_bytes()
+    except OSError as error:
+        raise LocalError(f"program.module: {file}: cannot be read ({error.strerror})") from None
 
 
 def _full(scenario: Scenario, owner: str, name: str, folder: Path) -> Table:
@@ -299,7 +370,8 @@ def _full(scenario: Scenario, owner: str, name: str, folder: Path) -> Table:
 def _check(scenario: Scenario) -> None:
     """What lies between tables of the file."""
     tables, approvals = scenario.tables, scenario.approvals
-    if not scenario.program.query and not scenario.program.parameters:
+    program = scenario.program
+    if not (program.query or program.module or program.parameters):
         raise LocalError("program.query: is missing", expected="text, or the parameters of another kind of program")
     if not tables:
         raise LocalError("party: nobody has a table; write [party.NAME.table.NAME]")
@@ -349,10 +421,10 @@ def document() -> str:
 
 
 def _is_plain(value: object) -> bool:
-    """Of TOML, times are not."""
+    """Of TOML, times are not, nor numbers beyond 64 bits."""
     if isinstance(value, list | dict):
         return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
-    return isinstance(value, str | int | float)
+    return isinstance(value, str | float) or (isinstance(value, int) and -(2**63) <= value < 2**63)
 
 
 def _shipped_folder() -> Path:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar, Union, get_args, 
 import msgspec
 from msgspec import Meta
 
+from mpc.files import read_bounded
 from mpc.protocol.errors import LocalError, MpcError
 
 
@@ -52,15 +53,31 @@ Named = Annotated[
 ]
 T = TypeVar("T", bound=Settings)
 
+FILE_BYTES_MAX = 1 << 20  # a policy that knows 1,000 participants is 300 KB
+KEY_PARTS_MAX = 32  # ours have 7; the parser's time grows with the square
+# Each alternative takes all that is left when its end is missing, so that no text is read twice.
+_STRINGS = re.compile(
+    r'"""(?:[^\\]|\\.)*?(?:"""|\Z)|\'\'\'.*?(?:\'\'\'|\Z)|"(?:[^"\\\n]|\\.)*+"?|\'[^\'\n]*+\'?|#[^\n]*+', re.DOTALL
+)
+_LONG_KEY = re.compile(rf"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){{{KEY_PARTS_MAX}}}")
+
 
 def read(path: Path, kind: type[T]) -> T:
     """The settings in that file. Raises LocalError naming the file and the place."""
+    return build(parse(read_bounded(path, FILE_BYTES_MAX), str(path)), kind, str(path))
+
+
+def parse(content: bytes, source: str) -> dict[str, Any]:
+    """The TOML table in a file's bytes; `source` names it in errors. Raises LocalError naming it and the place."""
     try:
-        return build(tomllib.loads(path.read_bytes().decode()), kind, str(path))
-    except OSError as error:
-        raise LocalError(f"{path}: cannot be read ({error.strerror})") from None
+        text = content.decode()
+        if _LONG_KEY.search(_STRINGS.sub("_", text)):
+            raise LocalError(f"{source}: a key of more than {KEY_PARTS_MAX} parts")
+        return tomllib.loads(text)
     except UnicodeDecodeError:
-        raise LocalError(f"{path}: is not UTF-8 text") from None
+        raise LocalError(f"{source}: is not UTF-8 text") from None
+    except RecursionError:
+        raise LocalError(f"{source}: is nested too deeply") from None
     except tomllib.TOMLDecodeError as error:
         place = re.fullmatch(r"(.*) \(at (line \d+, column \d+|end of document)\)", str(error), re.DOTALL)
         what, where = place.groups() if place else (str(error), "")
@@ -69,7 +86,9 @@ def read(path: Path, kind: type[T]) -> T:
             what = f"[{dotted}] stands here a second time; give each its own name, or write its keys under one heading"
         elif what == "Cannot overwrite a value":
             what = "this key already has a value; delete one of the two"
-        raise LocalError(f"{path}, {where or 'TOML'}: {what}") from None
+        raise LocalError(f"{source}, {where or 'TOML'}: {what}") from None
+    except ValueError:  # of Python: a number of more than 4300 digits
+        raise LocalError(f"{source}: a number with too many digits") from None
 
 
 def build(value: object, kind: type[T], source: str) -> T:

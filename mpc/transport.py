@@ -64,12 +64,13 @@ def encode_entry(entry: Entry) -> dict[str, Any]:
 def decode_entry(frame: dict[str, Any]) -> Entry:
     """Raises EncodingError for anything that `encode_entry` does not write."""
     match frame:
-        case {"said": bytes(envelope)}:
+        case {"said": bytes(envelope), **more} if not more:
             return Said(envelope)
-        case {"epoch": int(epoch)}:
+        case {"epoch": int(epoch), **more} if not more:
             return EpochOpened(epoch)
-        case {"ended": str(outcome), "reason": str(reason), "names": list(names)}:
-            return Ended(outcome, reason, tuple(str(name) for name in names))
+        case {"ended": str(outcome), "reason": str(reason), "names": list(names), **more} if not more:
+            if all(isinstance(name, str) for name in names):
+                return Ended(outcome, reason, tuple(names))
     raise EncodingError("log entry", got=sorted(map(str, frame))[:4])
 
 

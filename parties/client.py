@@ -49,6 +49,7 @@ from parties.party import (
     Tick,
     Upload,
     Withdraw,
+    no_budget,
 )
 
 TICK_S = 0.5
@@ -56,11 +57,16 @@ GRACE_S = 1
 RESULT, RECEIPT = "result.arrow", "receipt.cbor"  # as they came; on the disk before they are acknowledged
 FLUSH_S = 5  # how long a last word may take to reach the coordinator
 WINDOW = 4  # chunks under way at once: what an upload holds in memory
+REPORTED = 8  # chunks between two words about an upload
 
 Report = Callable[[dict[str, Any]], None]
 """Called with what a person wants to see; never with data."""
 Spool = Callable[[Contract, int, Path], int]
 """Write the canonical form of one table (by its stream) to a path and give its length; raises LocalError."""
+
+
+Affords = Callable[..., None]
+"""affords(debits, spent=): raises PolicyError; `spent` says what the ledger counts of a dataset."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +95,19 @@ class Client:
         appraise: Callable[..., None],
         spool: Spool,
         report: Report,
+        affords: Affords | None = None,
     ) -> None:
-        """`folder`: the party's own; its ledger and spooled tables lie there.  `session`: the contract's digest."""
+        """`folder`: the party's own; its ledger and spooled tables lie there.  `session`: the contract's digest.
+
+        `affords`: see parties.policy; none: nothing may be spent.
+        """
         self._identity, self._folder, self._name = identity, folder, session
         self._link = Link(address, session, lambda: report({"waiting": "the coordinator does not answer"}))
         self._spool, self._report = spool, report
         self._ledger = Ledger(folder)
-        self._party = Party(identity.signing, Cryptography(), session, accepts, appraise, self._ledger.read(session))
+        within = no_budget if affords is None else partial(affords, spent=self._ledger.spent)
+        memories = self._ledger.read(session)
+        self._party = Party(identity.signing, Cryptography(), session, accepts, appraise, memories, within)
         self._events, self._inbox = trio.open_memory_channel[Event](1000)
         self._outbox, self._letters = trio.open_memory_channel[tuple[int, bytes]](1000)
         self._caught_up = trio.Event()
@@ -263,8 +275,9 @@ class Client:
                 if "refused" in answer:
                     raise Refused(str(answer["refused"])[:500])
                 window.release()
-                size = min(action.secret.length, (index + 1) * CHUNK_BYTES)
-                self._report({"sealed": size, "of": action.secret.length, "stream": action.stream})
+                if index + 1 == count or index % REPORTED == 0:
+                    size = min(action.secret.length, (index + 1) * CHUNK_BYTES)
+                    self._report({"sealed": size, "of": action.secret.length, "stream": action.stream})
 
         async with one_fault() as nursery:
             nursery.start_soon(acknowledge)

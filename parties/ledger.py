@@ -3,6 +3,8 @@
 import fcntl
 import os
 import sqlite3
+from collections.abc import Iterable
+from decimal import Decimal
 from pathlib import Path
 
 from mpc.protocol.errors import LocalError
@@ -12,6 +14,11 @@ IDENTITY = "identity.cbor"  # made after the ledger: an identity without one has
 _KINDS: dict[str, type[Committed | Consented | Sealed | Finished]] = {
     cls.__name__: cls for cls in (Committed, Consented, Sealed, Finished)
 }
+
+
+def exact(numbers: Iterable[float]) -> Decimal:
+    """Their sum as people write the numbers: ten times 0.1 is 1."""
+    return sum((Decimal(repr(number)) for number in numbers), Decimal(0))
 
 
 class Ledger:
@@ -57,6 +64,12 @@ class Ledger:
         """What was remembered for one contract, in order."""
         rows = self._database.execute("SELECT kind, body FROM memory WHERE contract = ? ORDER BY number", (contract,))
         return [_KINDS[kind].decode(body) for kind, body in rows]
+
+    def spent(self, dataset: str) -> tuple[Decimal, Decimal]:
+        """Epsilon and delta that all seals of all contracts have spent of a dataset: a seal's row is its own debit."""
+        rows = self._database.execute("SELECT body FROM memory WHERE kind = ?", (Sealed.__name__,))
+        spends = [debit for (body,) in rows for debit in Sealed.decode(body).debits if debit.dataset == dataset]
+        return exact(debit.epsilon for debit in spends), exact(debit.delta for debit in spends)
 
     def close(self) -> None:
         self._database.close()

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from mpc.protocol.contract import Contract
 from mpc.protocol.encoding import Blob, Bytes32, Count, Digest, Limit, Name, Record
-from mpc.protocol.errors import MpcError, OrderError, PeerError
+from mpc.protocol.errors import MpcError, OrderError, PeerError, PolicyError
 from mpc.protocol.messages import (
     Abort,
     Acknowledgement,
@@ -67,8 +67,17 @@ class Pin(Record):
 
 
 @dataclass(frozen=True)
+class Debit(Record):
+    """What of a dataset's budget one enclave that has it may spend."""
+
+    dataset: Name
+    epsilon: float
+    delta: float
+
+
+@dataclass(frozen=True)
 class Sealed(Record):
-    """This party has sealed its input to one enclave: that counts as released, for ever."""
+    """This party has sealed its input to one enclave: that counts as released and spent, for ever."""
 
     contract: Digest
     epoch: Epoch
@@ -76,6 +85,7 @@ class Sealed(Record):
     seal: Blob = field(repr=False)
     keys: Annotated[tuple[Bytes32, ...], Limit(1, 1000)] = field(repr=False)  # content keys, by table
     pins: Annotated[tuple[Pin, ...], Limit(1, 1000)]
+    debits: Annotated[tuple[Debit, ...], Limit(0, 1000)]
 
 
 @dataclass(frozen=True)
@@ -186,6 +196,18 @@ Appraise = Callable[..., None]
 """appraise(document, nonce=, user_data=, public_key=, contract=, at=): raises AppraisalError; see parties.policy."""
 
 
+def debits(contract: Contract, party: str) -> tuple[Debit, ...]:
+    """What sealing to one enclave spends; whether it computes, and whether its noise was drawn, nobody can tell."""
+    tables = (contract.tables[index] for index in contract.tables_of(party))
+    return tuple(Debit(t.name, t.rule.epsilon, t.rule.delta) for t in tables if t.rule.kind == "noise")
+
+
+def no_budget(spends: tuple[Debit, ...]) -> None:
+    """Raises PolicyError when anything would be spent."""
+    if spends:
+        raise PolicyError("this party has no budget for noise", got=", ".join(one.dataset for one in spends))
+
+
 class Party:
     """One contract, as one of its parties sees it."""
 
@@ -197,10 +219,14 @@ class Party:
         accepts: Callable[[Contract], None],
         appraise: Appraise,
         memories: Iterable[Memory] = (),
+        affords: Callable[[tuple[Debit, ...]], None] = no_budget,
     ) -> None:
-        """`contract`: its digest; `memories`: what was remembered for it, in order.  `accepts` raises PolicyError."""
+        """`contract`: its digest; `memories`: what was remembered for it, in order.
+
+        `accepts` raises PolicyError; and so does `affords`, with what is left after all that was remembered as sealed.
+        """
         self._key, self._cryptography, self._invited = key, cryptography, contract
-        self._accepts, self._appraise = accepts, appraise
+        self._accepts, self._appraise, self._affords = accepts, appraise, affords
         self._committed: Committed | None = None
         self._consents: dict[int, bytes] = {}
         self._sealed: dict[int, Sealed] = {}
@@ -322,6 +348,8 @@ class Party:
             assert committed is not None
             if now_ms > before.deadline_ms:
                 return self._abort("late", f"the deadline for consent to epoch {epoch} has passed")
+            if refusal := self._overspent(contract):
+                return refusal
             consent = Consent(contract.digest, epoch, self._cryptography.random(32), committed.commitment)
             actions = self._remember(Consented(contract.digest, epoch, sign(self._key, consent)))
         self._session, _ = before.hear(self._consents[epoch])
@@ -370,6 +398,8 @@ class Party:
         if sealed is None:
             if now_ms > contract.deadlines.seal_ms:
                 return self._abort("late", "the deadline for sealing has passed")
+            if refusal := self._overspent(contract):  # another contract may have come between
+                return refusal
             sealed = self._seal(after, envelope, pins)
             after.hear(sealed.seal)  # a table that is longer than the contract allows is refused here
             actions = self._remember(sealed)
@@ -392,7 +422,15 @@ class Party:
             box = self._cryptography.wrap(secret, binding.sealing_key, context)
             wrapped.append(Wrapped(table.stream, box, chunk_count(table.length)))
         seal = sign(self._key, Seal(binding.digest, tuple(wrapped)))
-        return Sealed(contract.digest, session.epoch, attestation, seal, keys, pins)
+        spent = debits(contract, self._name)
+        return Sealed(contract.digest, session.epoch, attestation, seal, keys, pins, spent)
+
+    def _overspent(self, contract: Contract) -> list[Action]:
+        try:
+            self._affords(debits(contract, self._name))
+        except PolicyError as error:
+            return self._abort("policy", str(error))
+        return []
 
     def _released(self, after: Session, release: Release, envelope: bytes) -> list[Action]:
         binding = after.binding

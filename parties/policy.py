@@ -1,9 +1,10 @@
 """A party's own policy: what it agrees to, written by itself. A contract may ask for less, never for more."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,10 +19,11 @@ from mpc.protocol.sealing import SECRET_BYTES, Cryptography
 from mpc.scenario import Approvals, Recipients, Scenario, contract_table
 from mpc.scenario import Table as OwnTable
 from mpc.settings import Duration, Named, Settings, about, quantity, read, write
+from parties.ledger import exact
+from parties.party import Debit
 
 _EPOCH = datetime.fromtimestamp(0, UTC)
 CLOCK_SLACK_MS = 60_000  # between this clock and the author's
-CONTRACT_PCR = 16  # the enclave extends it with the contract's digest and locks it
 
 Hex32 = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}$", title="64 hex digits")]
 Hex48 = Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{96}$", title="96 hex digits")]
@@ -87,6 +89,13 @@ class Limits(Settings, frozen=True, kw_only=True):
     release: Annotated[Duration, about("From the proposal to the last release.", "30 min")] = Duration(1_800_000)
 
 
+class Budget(Settings, frozen=True, kw_only=True):
+    """What all contracts together may spend of a table with a rule of noise, for ever; the ledger counts."""
+
+    epsilon: Annotated[float, about("Sum of all epsilons.", 3.0, gt=0)]
+    delta: Annotated[float, about("Sum of all deltas.", 1e-6, ge=0)] = 0.0
+
+
 class Policy(Settings, frozen=True, kw_only=True):
     """A whole policy.toml."""
 
@@ -95,6 +104,7 @@ class Policy(Settings, frozen=True, kw_only=True):
     root: tuple[Root, ...]
     participant: dict[Named, Known]
     table: dict[Named, OwnTable] = msgspec.field(default_factory=dict)
+    budget: dict[Named, Budget] = msgspec.field(default_factory=dict)  # by the table's name
     program: Programs
     recipients: Recipients
     approvals: Approvals = Approvals()
@@ -151,10 +161,15 @@ def from_scenario(
         root=(Root(fingerprint=root.hex(), simulated=simulated, scenario=name),),
         participant={one.name: known(one) for one in participants},
         table=scenario.party[party].table,
+        budget={
+            name: Budget(epsilon=table.rule.epsilon * scenario.epochs, delta=table.rule.delta * scenario.epochs)
+            for name, table in scenario.party[party].table.items()
+            if table.rule and table.rule.kind == "noise"
+        },
         program=Programs(kinds=(program.kind,), **by_text),
         recipients=Recipients(result=scenario.recipients.result, receipt=scenario.receipt_recipients),
         approvals=scenario.approvals,
-        limits=Limits(epochs=scenario.enclave.epochs, release=scenario.deadlines.release),
+        limits=Limits(epochs=scenario.epochs, release=scenario.deadlines.release),
     )
 
 
@@ -190,6 +205,25 @@ def accepts(policy: Policy, contract: Contract, party: str, now_ms: int) -> None
         )
 
 
+def affords(policy: Policy, spends: Iterable[Debit], spent: Callable[[str], tuple[Decimal, Decimal]]) -> None:
+    """Check what would be spent against what is left. `spent`: of a table, epsilon and delta; see Ledger.spent.
+
+    Raises: PolicyError: which table's budget, how much of it is left, and how much is asked for.
+    """
+    for debit in spends:
+        budget = policy.budget.get(debit.dataset)
+        if budget is None:
+            expected = f"[budget.{debit.dataset}] in policy.toml, for all contracts together"
+            raise PolicyError(f"budget of {debit.dataset}: there is none", expected=expected)
+        limits = exact([budget.epsilon]), exact([budget.delta])
+        for word, limit, gone, asked in zip(
+            ("epsilon", "delta"), limits, spent(debit.dataset), (debit.epsilon, debit.delta), strict=True
+        ):
+            if gone + exact([asked]) > limit:
+                left = max(limit - gone, Decimal(0))
+                raise PolicyError(f"budget of {debit.dataset}: {word}", expected=f"at most {left} left", got=asked)
+
+
 def appraise(
     policy: Policy,
     document: bytes,
@@ -209,7 +243,7 @@ def appraise(
         both = _appraisal(policy, contract)
     except PolicyError as error:
         raise AppraisalError(error.what, expected=error.expected, got=error.got) from None
-    pcrs = {CONTRACT_PCR: hashlib.sha384(bytes(48) + contract.digest).digest()}
+    pcrs = attestation.contract_pcr(contract.digest)
     attestation.verify(document, both, nonce=nonce, user_data=user_data, public_key=public_key, pcrs=pcrs, at=at)
 
 

@@ -180,27 +180,21 @@ class Run:
                         found[int(entry.name)] = _state(int(entry.name))
         return found
 
+    def look_for(self, name: str) -> int:
+        """The pid of a piece at this moment, or of the first process in the enclave; 0 when there is none."""
+        if name == "enclave":
+            host = self.look_for("host")
+            launchers = [pid for pid in children(host) if _comm(pid) == "bwrap"] if host else []
+            return next((pid for launcher in launchers for pid in children(launcher) if _comm(pid) != "bwrap"), 0)
+        return next((pid for pid in children(self.process.pid) if _comm(pid) == f"mpc-{name}"[:15]), 0)
+
     def piece(self, name: str) -> int:
         """The pid of a piece that runs: a party's name, `coordinator` or `host`."""
-
-        def look() -> int:
-            return next((pid for pid in children(self.process.pid) if _comm(pid) == f"mpc-{name}"[:15]), 0)
-
-        found: int = self.run_until_found(look, f"process of {name}")
-        return found
-
-    def run_until_found(self, look: Callable[[], int], what: str) -> int:
-        return int(self.until(look, what))
+        return int(self.until(lambda: self.look_for(name), f"process of {name}"))
 
     def enclave(self) -> int:
         """The pid of the first process in the enclave, as this machine sees it."""
-
-        def look() -> int:
-            launchers = [pid for pid in children(self.piece("host")) if _comm(pid) == "bwrap"]
-            inside = [pid for launcher in launchers for pid in children(launcher) if _comm(pid) != "bwrap"]
-            return inside[0] if inside else 0
-
-        return self.run_until_found(look, "an enclave")
+        return int(self.until(lambda: self.look_for("enclave"), "an enclave"))
 
     def log(self) -> list[Any]:
         """The coordinator's log, as it lies on the disk."""

@@ -9,6 +9,7 @@ import socket
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mpc.image import build, cache, standin
 HERE = Path(__file__).parent
 CPUS, MEMORY_BYTES = 1, 96 << 20
 CANARY = "canary of the enclave's memory, "
+ABSTRACT = f"a socket of the host, {os.getpid()}"  # which is in its network namespace, not in the file system
 CONDITIONAL = {"clone", "ioctl", "prlimit64", "socketpair"}  # allowed for some arguments
 HOST_PATHS = [
     "/etc/passwd",
@@ -60,6 +62,7 @@ def told(work: Path) -> dict[str, Any]:
         "memory_bytes": MEMORY_BYTES,
         "processes": sandbox.PROCESSES_MAX,
         "canary": CANARY,
+        "abstract": ABSTRACT,
     }
 
 
@@ -108,10 +111,19 @@ def writable_address(pid: int) -> int:
 
 
 def readable(pid: int, address: int) -> dict[str, bool]:
-    """Whether this process can read that one's memory: the canary through /proc, and by the two calls."""
+    """How this process can reach into that one: its memory through /proc (the canary) and by two calls, its open
+    descriptors, which may be taken over, and its environment."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.syscall.restype = libc.ptrace.restype = ctypes.c_long
-    found = {"proc": False, "process_vm_readv": False, "ptrace": False}
+    found = dict.fromkeys(("proc", "process_vm_readv", "ptrace", "descriptors", "pidfd_getfd", "environ"), False)
+    with suppress(OSError):
+        found["descriptors"] = bool(list(Path(f"/proc/{pid}/fd").iterdir()))
+    with suppress(OSError):
+        Path(f"/proc/{pid}/environ").read_bytes()
+        found["environ"] = True
+    pidfd = os.pidfd_open(pid)
+    getfd = ctypes.c_long(pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, "pidfd_getfd"))
+    found["pidfd_getfd"] = libc.syscall(getfd, ctypes.c_long(pidfd), ctypes.c_long(3), ctypes.c_long(0)) >= 0
     try:
         lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
         memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY)
@@ -152,6 +164,10 @@ def by_child(pid: int, address: int, uid: int | None = None) -> dict[str, bool]:
 
 
 def main() -> None:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    listener.bind(f"\0{ABSTRACT}")
+    with socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0] as sender:
+        sender.sendto(b"heard", f"\0{ABSTRACT}")  # out here it can be reached
     work = Path(tempfile.mkdtemp())
     path = image(work)
     launched = launch(path, work)

@@ -86,6 +86,9 @@ def _attempts() -> list[str]:
     tries |= {f"import {name}": partial(__import__, name) for name in TOLD["host_modules"]}
     tries |= {
         "listen on the channel": lambda: socket.socket(fileno=os.dup(CHANNEL_FD)).listen(),
+        "reach a host's abstract socket": lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0].sendto(
+            b"x", f"\0{TOLD['abstract']}"
+        ),
         "connect": lambda: socket.socketpair()[0].connect("/run/x"),
         "another program": lambda: os.execv(sys.executable, [sys.executable, "-c", ""]),
         "another program, from a child": lambda: _need(_in_child(lambda: os.execv(sys.executable, ["x"])) == 0),

@@ -2,7 +2,8 @@
 
 `test_nitro` installs it as an executable. NITRO_STANDIN is a folder: pool.json says what the instance has, vsock is the
 socket on which the parent instance listens, running/ holds the enclaves, log/ the errors' logs, calls every command.
-The enclave is a process whose Unix address, an abstract name `cid-port`, plays the part of its vsock address.
+The enclave is a process whose Unix address, an abstract name `cid-port`, plays the part of its vsock address. What it
+does is in pool.json (`enclave`): it returns what it gets, or `computes`: then it is the image's own application.
 
 Source: AWS Nitro Enclaves user guide; aws-nitro-enclaves-cli src/common/{mod,document_errors,json_output}.rs,
 src/enclave_proc/{resource_manager,utils}.rs.
@@ -11,6 +12,7 @@ src/enclave_proc/{resource_manager,utils}.rs.
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import sys
@@ -111,7 +113,7 @@ def run_enclave(given: list[str]) -> None:
     info = {
         "EnclaveName": asked.get("--enclave-name", eif.stem),
         "EnclaveID": f"i-0123456789abcdef0-enc{secrets.token_hex(8)}",
-        "ProcessID": start(cid, pool["enclave"]),
+        "ProcessID": start(cid, eif, behaviour(pool), "--debug-mode" in asked or bool(pool.get("debug"))),
         "EnclaveCID": cid,
         "NumberOfCPUs": cpus,
         "CPUIDs": cores,
@@ -119,12 +121,24 @@ def run_enclave(given: list[str]) -> None:
     }
     more = {"State": "RUNNING", "Flags": "DEBUG_MODE" if "--debug-mode" in asked else "NONE"}
     (HOME / "running" / info["EnclaveID"]).write_text(json.dumps(info | more))
-    if pool["enclave"] == "prints nonsense":
+    cli = pool.get("cli")
+    if cli == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if cli == "prints half":
         info = {"EnclaveID": info["EnclaveID"]}
-    print(json.dumps(info, indent=2))
+    print({"prints rubbish": "\0{", "prints nothing": ""}.get(cli, json.dumps(info, indent=2)))
 
 
-def start(cid: int, behaviour: str) -> int:
+def behaviour(pool: dict) -> str:
+    """A list of them is for one enclave after the other."""
+    if isinstance(pool["enclave"], str):
+        return pool["enclave"]
+    first, *pool["enclave"] = pool["enclave"]
+    (HOME / "pool.json").write_text(json.dumps(pool))
+    return first
+
+
+def start(cid: int, eif: Path, behaviour: str, debug: bool) -> int:
     """The enclave, in a process that nobody waits for."""
     reader, writer = os.pipe()
     if (child := os.fork()) == 0:
@@ -132,21 +146,26 @@ def start(cid: int, behaviour: str) -> int:
         if (enclave := os.fork()) == 0:
             for descriptor in range(3):
                 os.dup2(os.open(os.devnull, os.O_RDWR), descriptor)
-            be_enclave(cid, behaviour)
+            be_enclave(cid, eif, behaviour, debug)
         os.write(writer, enclave.to_bytes(4, "big"))
         os._exit(0)
     os.waitpid(child, 0)
     return int.from_bytes(os.read(reader, 4), "big")
 
 
-def be_enclave(cid: int, behaviour: str) -> None:
-    """Connect to the parent instance, and return in pieces what comes."""
+def be_enclave(cid: int, eif: Path, behaviour: str, debug: bool) -> None:
+    """Connect to the parent instance, and return in pieces what comes; or compute."""
     kept = []
     try:
-        if behaviour == "connects after strangers":
+        if "after strangers" in behaviour:
             kept += [connect(stranger, 1) for stranger in (1, 3, cid + 1)]
+        if behaviour == "dies while it starts":
+            return
         if behaviour == "never connects":
             time.sleep(60)
+        if behaviour.startswith("computes"):
+            compute(connect(cid, 1024), eif, debug)
+            return
         channel = connect(cid, 1024)
         while data := channel.recv(65536):
             for place in range(0, len(data), 1000):
@@ -157,6 +176,51 @@ def be_enclave(cid: int, behaviour: str) -> None:
         return
     finally:
         os._exit(0)
+
+
+# As /init does it, but for descriptor 4: the NSM is a socket here, and no device.
+FIRST = """
+import ctypes, importlib, importlib.util, os, platform, sys
+ctypes.CDLL(None).prctl(1, 9, 0, 0, 0)  # PR_SET_PDEATHSIG
+os.closerange(5, os.sysconf("SC_OPEN_MAX"))
+described = importlib.util.spec_from_file_location("init", sys.argv[1])
+init = importlib.util.module_from_spec(described)
+described.loader.exec_module(init)
+sys.path.append(sys.argv[2])
+init.allow_calls(platform.machine())
+importlib.import_module("enclave_runtime.__main__").main()
+"""
+
+
+def compute(channel: socket.socket, eif: Path, debug: bool) -> None:
+    """Run the image's application, as root where we are root; its NSM is simulated, under this machine's root."""
+    from mpc.host.simulated_nsm import SimulatedNsm, SimulatedRoot
+    from mpc.image import cpio, nitro_init
+    from mpc.image.eif import Kind, opened
+    from mpc.image.measure import measure_image
+
+    root = SimulatedRoot.load_or_create(Path(os.environ["XDG_STATE_HOME"]) / "enclave-mpc")
+    folder = HOME / f"memory-{os.getpid()}"
+    with opened(eif) as image:
+        ramdisk = image.of(Kind.RAMDISK)[1]
+        read = image.reader(ramdisk)
+        for entry in cpio.entries(read, ramdisk.size):
+            if entry.folder:
+                (folder / entry.name).mkdir(parents=True)
+            else:
+                (folder / entry.name).write_bytes(read(entry.offset, entry.size))
+        pcrs = measure_image(image)[0].pcrs
+    ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if os.fork() == 0:
+        kept = [os.dup(channel.fileno()), os.dup(its.fileno())]
+        for there, here in enumerate(kept, start=3):
+            os.dup2(here, there)
+        program = [sys.executable, "-I", "-B", "-S", "-c", FIRST, nitro_init.__file__, str(folder / "app")]
+        os.execve(sys.executable, program, {})
+    its.close()
+    channel.close()
+    SimulatedNsm(root, pcrs, debug=debug).serve(ours)
+    shutil.rmtree(folder)
 
 
 def connect(cid: int, port: int) -> socket.socket:
@@ -181,7 +245,8 @@ def listed() -> list[dict]:
 
 def describe_enclaves(given: list[str]) -> None:
     options(given, {"--metadata"}, set())
-    print(json.dumps(listed(), indent=2))
+    odd = json.loads((HOME / "pool.json").read_text()).get("describes")
+    print(odd or json.dumps(listed(), indent=2))
 
 
 def terminate_enclave(given: list[str]) -> None:

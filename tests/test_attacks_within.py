@@ -12,6 +12,7 @@ from mpc.fuzz.actors import Put
 from mpc.fuzz.facts import Computing, EnclaveSpoke, Released
 from mpc.fuzz.infrastructure import EnclaveActor
 from mpc.fuzz.invariants import check
+from mpc.fuzz.jobs import AGAINST_RULE, NOT_OF_SCHEMA
 from mpc.fuzz.participants import PartyActor
 from mpc.fuzz.world import CONSENT_MS, RELEASE_MS, SEAL_MS, START_MS, Setting, World
 from mpc.protocol.encoding import decode
@@ -94,8 +95,8 @@ def test_an_input_that_contradicts_its_owners_word_is_blamed_with_proof(lie: str
     assert not world.of(Computing)
 
 
-@pytest.mark.parametrize(("form", "blamed"), [(b"NOT OF ITS SCHEMA", "party-1"), (b"AGAINST A RULE", None)])
-def test_the_programs_verdict_ends_the_session(form: bytes, blamed: str | None) -> None:
+@pytest.mark.parametrize(("form", "blamed"), [(NOT_OF_SCHEMA, "party-1"), (AGAINST_RULE, None)])
+def test_the_programs_verdict_ends_the_session(form: str, blamed: str | None) -> None:
     world = World(23, TWO)
     partner = world.parties["party-1"]
     partner.tables = world.draw_tables("party-1", form)

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from hashlib import sha256, sha384
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import enclave_runtime.enclave
 from mpc.attestation import (
     AWS_NITRO_ROOT_G1,
+    CONTRACT_PCR,
     DOCUMENT_BYTES_MAX,
     AppraisalPolicy,
     Measurement,
     Step,
+    contract_pcr,
     root_fingerprint,
     unverified_document,
     verify,
@@ -38,7 +42,7 @@ REAL = HERE.parents[1] / "shared" / "vectors" / "attestation"
 REAL_INDEX = json.loads((REAL / "index.json").read_text()) if REAL.exists() else []
 REAL_COUNT = 44
 CHECKLIST = (HERE.parent / "docs" / "ATTESTATION.md").read_text()
-MUTATIONS = int(os.environ.get("MPC_ATTESTATION_MUTATIONS", "5000"))
+MUTATIONS = int(os.environ.get("MPC_ATTESTATION_MUTATIONS", "21000"))
 
 NOW_MS = 1_790_000_000_000
 NONCE, USER_DATA, PUBLIC_KEY = bytes(range(48)), b"user data " * 4, b"public key " * 3
@@ -116,7 +120,9 @@ def test_all_real_documents_are_counted() -> None:
 
 
 def test_evidence(enclave: Enclave) -> None:
-    pcr16 = {16: sha384(bytes(48) + b"contract").digest()}
+    pcr16 = contract_pcr(b"contract")
+    assert pcr16 == {16: sha384(bytes(48) + b"contract").digest()}
+    assert CONTRACT_PCR == enclave_runtime.enclave.CONTRACT_PCR  # measured code imports nothing of this
     one = Enclave(enclave.root)
     one.nsm.handle(cbor2.dumps({"ExtendPCR": {"index": 16, "data": b"contract"}}))
     one.nsm.handle(cbor2.dumps({"LockPCR": {"index": 16}}))
@@ -475,28 +481,42 @@ def variant(document: bytes, chance: random.Random) -> bytes:
     return head(0x80, 4) + parts[0] + parts[1] + cbor2.dumps(payload) + parts[3]
 
 
+def cpu_s(work: Callable[[], object], times: int) -> float:
+    """The least of several runs, in CPU seconds of this thread: what else the machine does is not in it."""
+    least = float("inf")
+    for _ in range(times):
+        start = time.thread_time()
+        with suppress(AppraisalError):
+            work()
+        least = min(least, time.thread_time() - start)
+    return least
+
+
 def test_no_mutation_is_accepted(enclave: Enclave) -> None:
     document, policy, chance = enclave.attest(), enclave.policy(), random.Random(20261123)
-    steps, slowest = Counter[int](), 0.0
-    start = time.process_time()
-    for _ in range(100):
-        verify(document, policy, at=NOW_MS, **EXPECTED)
-    valid = (time.process_time() - start) / 100
+    steps, slowest, same = Counter[int](), [(0.0, b"")], 0
     for number in range(MUTATIONS):
         changed = variant(document, chance)
         if changed == document:  # two equal elements changed places
+            same += 1
             continue
-        start = time.process_time()
+        start = time.thread_time()
         try:
             verify(changed, policy, at=NOW_MS, **EXPECTED)
         except AppraisalError as error:
             steps[int(str(error.step))] += 1
         else:
             pytest.fail(f"mutation {number} was accepted: {changed.hex()}")
-        slowest = max(slowest, time.process_time() - start)
-    assert slowest < 50 * valid, f"{slowest / valid:.0f} times as long as a valid one"
+        if (took := time.thread_time() - start) > slowest[0][0]:
+            slowest = sorted([*slowest, (took, changed)])[-5:]
+    assert MUTATIONS - same >= 20_000 or "MPC_ATTESTATION_MUTATIONS" in os.environ
     assert len(steps) >= 12, steps  # it reaches deep into the checklist
     assert steps[Step.SIGNATURE] > MUTATIONS / 50, steps
+    # The slowest again, each several times: what was slow because the machine was busy is not slow then
+    valid = cpu_s(lambda: verify(document, policy, at=NOW_MS, **EXPECTED), 20)
+    for _, changed in slowest:
+        again = cpu_s(lambda changed=changed: verify(changed, policy, at=NOW_MS, **EXPECTED), 5)  # type: ignore[misc]
+        assert again < 50 * valid, changed.hex()
 
 
 # The checklist

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,10 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from receipt_maker import KEYS, NOW_MS, PCRS, Machine, Story, contract, participants, root
 
 from mpc import scenario as scenarios
-from mpc.attestation import unverified_document
+from mpc.attestation import AWS_NITRO_ROOT_G1, unverified_document
 from mpc.cli import main as command_line
+from mpc.cli.accepted import read_time
 from mpc.cli.main import COMMANDS, execute
-from mpc.cli.verify import read_time
 from mpc.image import build, standin
 from mpc.protocol.errors import AppraisalError, LocalError
 from mpc.protocol.messages import Abort, sign
@@ -257,6 +258,17 @@ def test_check_warns_of_files_that_a_run_would_not_find(mpc: Mpc, tmp_path: Path
     assert any("party.acme.table.salaries.source" in warning and "no such file" in warning for warning in warnings)
 
 
+def test_check_says_what_a_run_would_need_or_refuse(mpc: Mpc, tmp_path: Path) -> None:
+    folder = scenario(tmp_path / "mine", "[scenario]", '[enclave]\nbackend = "nitro"\n\n[scenario]')
+    with (folder / "scenario.toml").open("a") as file:
+        file.write('\n[approvals]\nquorum = 1\napprovers = ["acme"]\n')
+    warnings = "\n".join(mpc("check", folder, "--json").json["warnings"])
+    assert "approving comes with a command `mpc approve`" in warnings
+    assert "--image" in warnings
+    assert "docs/NITRO.md" in warnings
+    assert not any("nitro" in warning for warning in mpc("check", "salaries", "--json").json["warnings"])
+
+
 def test_init_copies_a_scenario_that_can_be_checked(mpc: Mpc, tmp_path: Path) -> None:
     assert "salaries" in mpc("init", "--list").out
     assert mpc("init", "salaries", "mine").status == 0
@@ -339,8 +351,57 @@ def test_verify_reads_a_partys_own_policy(mpc: Mpc, receipt: Path, attested: Pat
     file.write_text(policies.dump(own))
     assert mpc("verify", receipt, "--policy", file).status == 0
     assert mpc("verify", attested, "--policy", file, "--at", NOW_MS).status == 1  # simulated, for one contract only
+    attested.write_bytes(Machine(contract().digest).attest(NONCE, USER_DATA, b"key", NOW_MS))
+    (tmp_path / "contract.cbor").write_bytes(sign(KEYS["author"], contract()))
+    bound = ["--policy", file, "--at", NOW_MS, "--contract", tmp_path / "contract.cbor"]
+    assert mpc("verify", attested, *bound).status == 0
     file.write_text(policies.dump(own).replace('"wages"', '"another"'))
     assert "wages" in mpc("verify", receipt, "--policy", file).err
+
+
+def test_verify_compares_with_a_contract(mpc: Mpc, receipt: Path, tmp_path: Path) -> None:
+    agreed, other = tmp_path / "contract.cbor", tmp_path / "other.cbor"
+    agreed.write_bytes(sign(KEYS["author"], contract()))
+    other.write_bytes(sign(KEYS["author"], contract(title="another")))
+    assert mpc("verify", receipt, "--contract", agreed).status == 0
+    said = mpc("verify", receipt, "--contract", other, "--json")
+    assert (said.status, said.json["step"]) == (1, "R2")
+    assert contract().digest.hex() in said.err
+
+    bound = tmp_path / "bound.bin"
+    bound.write_bytes(Machine(contract().digest).attest(NONCE, USER_DATA, b"key", NOW_MS))
+    said = mpc("verify", bound, *ACCEPTED, "--contract", agreed)
+    assert said.status == 0
+    assert "this contract (wages) and for no other" in said.out
+    assert mpc("verify", bound, *ACCEPTED, "--contract", agreed, "--json").json["contract"] == contract().digest.hex()
+    assert mpc("verify", bound, *ACCEPTED, "--json").json["contract"] is None
+    said = mpc("verify", bound, *ACCEPTED, "--contract", other, "--json")
+    assert (said.status, said.json["step"]) == (1, 27)
+    bound.write_bytes(document())  # PCR16 was never extended
+    assert mpc("verify", bound, *ACCEPTED, "--contract", agreed, "--json").json["step"] == 27
+    assert mpc("verify", bound, "--contract", agreed).status == 2  # a contract is its author's word, not yours
+
+
+def test_a_contract_narrows_what_is_accepted(mpc: Mpc, tmp_path: Path) -> None:
+    enclave = contract().enclave
+    theirs = replace(enclave, measurements=(replace(enclave.measurements[0], pcr2=b"\x22" * 48),))
+    for changed, words in (
+        (contract(enclave=theirs), "no measurement of the contract"),
+        (contract(enclave=replace(enclave, root=bytes(32))), "the contract's attestation root"),
+    ):
+        (tmp_path / "contract.cbor").write_bytes(sign(KEYS["author"], changed))
+        (tmp_path / "document").write_bytes(Machine(changed.digest).attest(NONCE, USER_DATA, b"key", NOW_MS))
+        said = mpc("verify", tmp_path / "document", *ACCEPTED, "--contract", tmp_path / "contract.cbor")
+        assert said.status == 1
+        assert words in said.err
+
+
+@pytest.mark.parametrize("by", ["north", "stranger"])
+def test_a_contract_is_signed_by_its_author(mpc: Mpc, attested: Path, tmp_path: Path, by: str) -> None:
+    (tmp_path / "contract.cbor").write_bytes(sign(KEYS[by], contract()))
+    said = mpc("verify", attested, *ACCEPTED, "--contract", tmp_path / "contract.cbor")
+    assert said.status == 2
+    assert "contract.cbor: cannot be used as a contract: " in said.err
 
 
 def test_verify_accepts_a_document_and_says_how_far(mpc: Mpc, attested: Path) -> None:
@@ -381,6 +442,8 @@ def test_verify_refuses_documents_by_step(mpc: Mpc, attested: Path) -> None:
         [*given(), "--root", "8cf60e2b2efca96c6a9e71e851d00c1b6991cc09eadbe64a6a1d1b1eb9faff7c"],
         [*given(), "--nonce", "0"],
         [*given(), "--at", "yesterday"],
+        [*given(), "--at", "0"],
+        [*given(), "--at", "9999-12-31T23:59:59-23:59"],
         [*given(), "--policy", "missing.toml"],
         [],
     ],
@@ -388,12 +451,17 @@ def test_verify_refuses_documents_by_step(mpc: Mpc, attested: Path) -> None:
 def test_verify_needs_to_know_what_is_accepted(mpc: Mpc, attested: Path, wrong: list[str]) -> None:
     said = mpc("verify", attested, *wrong)
     assert (said.status, said.out) == (2, "")
+    assert "--at" not in wrong or "--at: expected ISO 8601" in said.err
 
 
 def test_a_root_may_be_a_pem_file(mpc: Mpc, attested: Path, tmp_path: Path) -> None:
     pem = tmp_path / "root.pem"
     pem.write_bytes(x509.load_der_x509_certificate(root().certificate).public_bytes(Encoding.PEM))
     assert mpc("verify", attested, *given(), "--root", pem, "--at", NOW_MS).status == 0
+    for name in ("aws-nitro-enclaves-g1", AWS_NITRO_ROOT_G1.hex()):  # a file of that name is not that root
+        (tmp_path / name).write_bytes(pem.read_bytes())
+        assert mpc("verify", attested, *given(), "--root", name, "--at", NOW_MS, "--json").json["step"] == 14
+    assert "64 hex digits" in mpc("verify", attested, *given(), "--root", "a" * 5000).err
     pem.write_text("nothing")
     assert "root.pem" in mpc("verify", attested, *given(), "--root", pem, "--at", NOW_MS).err
 
@@ -491,8 +559,6 @@ def test_what_is_no_file_is_refused(mpc: Mpc, tmp_path: Path, command: str) -> N
         said = mpc(command, path)
         assert said.status == 2
         assert str(path) in said.err
-    if command in ("inspect", "verify"):
-        assert "at most" in mpc(command, "/dev/zero").err
 
 
 # mpc measure, mpc image, mpc doctor

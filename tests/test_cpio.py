@@ -70,3 +70,11 @@ def test_ramdisks_out_of_order_or_twice() -> None:
     for order in ((3, 4, 5, 0, 1, 2, 6), (0, 1, 2, 0, 1, 2, 6), (0, 1, 2, 3, 4, 5), (0, 1, 2, 6, 3, 4, 5, 6)):
         with pytest.raises(ImageError):
             _entries(b"".join(parts[index] for index in order))
+
+
+@pytest.mark.parametrize("size", [b"-0000001", b"-0000003", b"+0000000", b" 0000000", b"0_000000", b"0000000g"])
+def test_sizes_that_only_python_reads(size: bytes) -> None:
+    """The kernel would read another archive than we."""
+    head, *rest = (bytes(part) for part in cpio.pack({"a": b""}))
+    with pytest.raises(ImageError):
+        _entries(b"".join([head[:54], size, head[62:], *rest]))

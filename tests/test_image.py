@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import os
+import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -16,8 +18,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from mpc.image import build, cache, cpio, eif, standin, variant
-from mpc.image.eif import Kind
+from mpc.image import build, cache, cpio, eif, standin, variant, wheels
+from mpc.image.eif import ImageError, Kind
 from mpc.image.measure import describe, measure
 from mpc.image.signature import Signer
 from mpc.protocol.errors import LocalError
@@ -136,7 +138,7 @@ def test_each_file_that_stays_out_has_a_reason(name: str) -> None:
 
 
 def test_no_such_variant() -> None:
-    with pytest.raises(LocalError, match=r"image variant: expected one of core, sql, got \.\./\.\./etc/passwd"):
+    with pytest.raises(LocalError, match=r"image variant: expected one of core, .*sql.*, got \.\./\.\./etc/passwd"):
         build.measure_installation("../../etc/passwd")
 
 
@@ -286,6 +288,19 @@ def test_compare_names_the_first_file_that_differs(core: Path, tmp_path: Path, m
     assert build.compare(out, "core") == "the KERNEL section"
 
 
+def test_compare_reads_a_strangers_list_up_to_the_first_difference(core: Path, tmp_path: Path) -> None:
+    """It may be gigabytes of names. What is called the same was read to its last byte."""
+    out = tmp_path / "x.eif"
+    build.write_image({"a": b""}, out, build.Boot.local(), title="x")
+    for path in (core, out):
+        (tmp_path / "broken.eif").write_bytes(path.read_bytes()[:-1] + b"x")
+        if path == out:
+            assert build.compare(tmp_path / "broken.eif", "core") == "app/a (only in the image)"
+        else:
+            with pytest.raises(ImageError, match="its end"):
+                build.compare(tmp_path / "broken.eif", "core")
+
+
 def _abi() -> str:
     return next(file.name for file in variant.files("sql") if file.name.startswith("_duckdb")).split(".")[1]
 
@@ -371,3 +386,46 @@ def test_a_cache_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(LocalError, match="set XDG_CACHE_HOME to a folder of yours"):
         cache.cached_image("core")
+
+
+def test_the_table_of_wheels_is_the_lock_files() -> None:
+    blocks = re.split(r"\n(?=\w)", (Path(__file__).parents[1] / "requirements.lock").read_text())
+    locked = {block.split(" ")[0]: block for block in blocks}
+    for wheel in wheels.WHEELS:
+        assert f"--hash=sha256:{wheel.sha256}" in locked[f"{wheel.distribution}=={wheel.version}"]
+    needed = {package for name in variant.variants() for package in variant.packages(name)}
+    assert {wheel.distribution for wheel in wheels.WHEELS} == needed
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installation of cbor2 alone, whose files can be changed."""
+    monkeypatch.setattr(wheels, "LISTED", (f"cp{sys.version_info[0]}{sys.version_info[1]}", platform.machine()))
+    record = {"cbor2/__init__.py": "sha256=AA", "cbor2-6.3.0.dist-info/METADATA": "sha256=BB"}
+    made = wheels.Wheel("cbor2-6.3.0-cp311-none-any.whl", "00", wheels.unpacked_digest(record))
+    monkeypatch.setattr(wheels, "WHEELS", (made,))
+    folder = tmp_path / "cbor2-6.3.0.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text("Name: cbor2\nVersion: 6.3.0\n")
+    lines = [*(f"{name},{digest},9" for name, digest in record.items()), "cbor2-6.3.0.dist-info/RECORD,,"]
+    by_pip = ["cbor2-6.3.0.dist-info/INSTALLER,sha256=CC,4", "../../bin/cbor2,sha256=DD,9", "cbor2/a.pyc,,"]
+    (folder / "RECORD").write_text("\n".join([*lines, *by_pip]) + "\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return folder
+
+
+def test_what_is_installed_is_compared_with_the_lock_files_wheels(installed: Path) -> None:
+    assert wheels.check(["cbor2"])
+    record = (installed / "RECORD").read_text()
+    for changed in (record.replace("=AA", "=EE"), record + "cbor2/more.py,sha256=FF,1\n", record.split("\n", 1)[1]):
+        (installed / "RECORD").write_text(changed)
+        with pytest.raises(LocalError, match="of no wheel that the lock names"):
+            wheels.check(["cbor2"])
+    (installed / "METADATA").write_text("Name: cbor2\nVersion: 6.3.1\n")
+    with pytest.raises(LocalError, match=r"expected 6\.3\.0, got 6\.3\.1"):
+        wheels.check(["cbor2"])
+
+
+def test_another_platform_is_not_compared_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wheels, "LISTED", ("cp399", "vax"))
+    assert not wheels.check(["cbor2"])

@@ -73,6 +73,10 @@ KNOWN_ANSWERS = {
         lambda nsm: nsm.attest(user_data=None, nonce=None, public_key=None),
         "a16b4174746573746174696f6ea369757365725f64617461f6656e6f6e6365f66a7075626c69635f6b6579f6",
     ),
+    "attest, with all three": (
+        lambda nsm: nsm.attest(user_data=b"\1", nonce=b"\2", public_key=b"\3"),
+        "a16b4174746573746174696f6ea369757365725f646174614101656e6f6e636541026a7075626c69635f6b65794103",
+    ),
 }
 
 

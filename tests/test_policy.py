@@ -12,6 +12,7 @@ import pytest
 
 from enclave_runtime.nsm import Nsm
 from mpc import scenario
+from mpc.attestation import CONTRACT_PCR
 from mpc.host.simulated_nsm import SimulatedNsm, SimulatedRoot
 from mpc.protocol.contract import (
     SEALING_KEY_BYTES,
@@ -250,8 +251,8 @@ def document(root: SimulatedRoot, contract: Contract, image: Measurement = IMAGE
     pcrs = {0: image.pcr0, 1: image.pcr1, 2: image.pcr2}
     entropy = random.Random(2).randbytes
     nsm = Nsm(SimulatedNsm(root, pcrs, clock_ms=lambda: NOW_MS, entropy=entropy).handle)
-    nsm.extend_pcr(policy.CONTRACT_PCR, contract.digest)
-    nsm.lock_pcr(policy.CONTRACT_PCR)
+    nsm.extend_pcr(CONTRACT_PCR, contract.digest)
+    nsm.lock_pcr(CONTRACT_PCR)
     return nsm.attest(**{"user_data": b"binding", "nonce": b"n" * 48, "public_key": b"k" * 32} | fields)
 
 

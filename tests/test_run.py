@@ -143,10 +143,11 @@ def salaries_are_released(house: House) -> None:
     assert f"│ {expected[0][0]}  │ {expected[0][1]} │ {expected[0][2]:>11,.2f} │" in lines[4]
     assert lines[-1] == "Verify it any time, offline:  mpc verify run/acme/receipt.cbor"
     assert "SIMULATED" in done.out
-    assert [line.split("  ")[-1] for line in done.err.splitlines()][-3:] == [
+    assert [line.split("  ")[-1] for line in done.err.splitlines()][-4:] == [
         "every party has accepted the enclave, and seals its input to it",
         "the enclave has computed",
         "the enclave has released the results",
+        "What its sandbox here cannot prevent: mpc doctor",
     ]
     assert {path.name for path in run.folder.iterdir()} == {*owners, "coordinator", "logs", "contract.cbor"}
     assert not run.chunks()
@@ -158,6 +159,7 @@ def flights_are_released_as_one_document(house: House) -> None:
         (run.work / "opened").touch()
         done = run.wait()
     said = done.json
+    assert any("Root on this machine sees" in sentence for sentence in said["limitations"])
     assert (done.status, said["status"], said["simulated"]) == (0, "released", True), done
     assert (said["reason"], said["step"], said["blame"]) == (None, None, None)
     assert said["results"].keys() == {"airlines", "weather-office"}
@@ -225,7 +227,10 @@ def two_runs_cannot_share_a_folder(house: House) -> None:
         done = first.wait()
     assert (done.status, done.err) == (0, "")
     assert done.out.splitlines()[0] == "Who earns what?"
-    assert done.out.splitlines()[-1] == "Results and receipts: run/"
+    assert done.out.splitlines()[-2:] == [
+        "Results and receipts: run/",
+        "The enclave was SIMULATED: whoever owns this machine could see all.",
+    ]
     assert same(result(first, "bert"), STAFF["small"].expected)
 
 

@@ -223,6 +223,48 @@ def the_host_is_killed(house: House) -> None:
         assert_released(run, SCENARIOS["large"], done, epoch=2)
 
 
+# Kills every enclave whose number is among those chosen, once it has been started and before it can answer.
+KILL_STARTING = """
+import os, signal
+from mpc.host import sandbox
+
+def start(*given, count=[], started=sandbox.start):
+    process = started(*given)
+    count.append(process)
+    if len(count) in CHOSEN:
+        process.kill()
+    return process
+
+sandbox.start = start
+"""
+
+
+@plays
+def the_first_enclave_is_killed_while_it_starts(house: House) -> None:
+    """Before there is a session, and so an epoch to lose it in."""
+    with small(house, KILL_STARTING.replace("CHOSEN", "(1, 2)")) as run:
+        done = run.wait()
+        assert done.err.count("the enclave was killed while it was starting") == 2
+        assert "the enclave was lost; epoch 3 begins, with new consents" in done.err
+        assert_released(run, SCENARIOS["small"], done, epoch=3)
+
+
+@plays
+def every_enclave_is_killed_while_it_starts(house: House) -> None:
+    with small(house, KILL_STARTING.replace("CHOSEN", "range(9)"), epochs="2") as run:
+        done = run.wait()
+        assert_refused(run, done, "the enclave was lost, 2 times, the contract's limit")
+        assert done.err.count("the enclave was killed while it was starting") == 2
+
+
+@plays
+def an_enclave_that_says_what_it_lacks_is_not_tried_again(house: House) -> None:
+    with small(house, "from mpc.host import sandbox; sandbox.DESCRIPTORS_MAX = 6") as run:
+        done = run.wait()
+        assert done.status == 2
+        assert "the enclave did not start: " in done.err
+
+
 # The coordinator.
 
 

@@ -136,7 +136,7 @@ def test_the_designs_example_loads_once_its_third_party_is_written(tmp_path: Pat
         ("k = 3", "", "party.a.table.pay: rule: k: expected at least 1 for an aggregate rule"),
         ("k = 3", "k = -3", "party.a.table.pay.rule.k: expected a whole number, 0 to 1000000, got -3"),
         ('entity = "person"', 'entity = "persons"', r"rule.entity: persons is not one of .*\(did you mean person\?\)"),
-        ('"aggregate"', '"agregate"', r'rule.kind: expected "aggregate" \| "exact", got "agregate"'),
+        ('"aggregate"', '"agregate"', r'rule.kind: expected "aggregate" \| "exact" \| "noise", got "agregate"'),
         ('["avg"]', '["avg", "mean"]', r'columns.amount.use\[1\]: expected "join" .*, got "mean"'),
         ('type = "double"', 'type = "float"', 'columns.amount.type: expected .*"double".*, got "float"'),
         ("[0, 10]", "[10, 0]", r"party.a.table.pay: column amount: clamp: expected \[low, high\]"),

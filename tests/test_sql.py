@@ -494,6 +494,27 @@ def test_keys_that_are_null_do_not_fan_out() -> None:
     assert shown(FAN_OUT[0], [visits("x", 5, "who"), places], rows, cities) == [(5,)]
 
 
+KEYS = {"a": "int64", "b": "string"}
+NEIGHBOURS = [-(2**63), -65, -64, -1, 0, 1, 32, 63, 64, 2**63 - 64, 2**63 - 1]  # of one word of bits, and of the next
+
+
+@pytest.mark.parametrize("doubled", [None, *NEIGHBOURS])
+@pytest.mark.parametrize("keys", [("a", "b"), ("b", "a")])
+def test_neighbouring_keys_are_not_the_same(keys: tuple[str, str], doubled: int | None) -> None:
+    """Whole numbers are compared 64 at a time; a compound key begins with one, or does not."""
+    described = [
+        table("rows", "x", aggregate(1), *(column(k, t, "join") for k, t in KEYS.items()), column("v", "int64", "sum")),
+        table("places", "y", aggregate(1), *(column(k, t, "join") for k, t in KEYS.items())),
+    ]
+    query = f"SELECT sum(v) AS s FROM rows JOIN places ON {' AND '.join(f'rows.{k} = places.{k}' for k in keys)}"
+    places: Rows = [{"a": a, "b": b} for a in NEIGHBOURS for b in "xy"]
+    rows: Rows = [{**place, "v": 1} for place in places]
+    if doubled is None:
+        assert shown(query, described, rows, places) == [(len(places),)]
+    else:
+        assert refusal(query, described, rows, [*places, {"a": doubled, "b": "y"}]) == "fan-out"
+
+
 @pytest.mark.parametrize("query", [*FAN_OUT, "SELECT sum(v) AS s FROM visits JOIN places ON g = city WHERE land = 'A'"])
 @pytest.mark.parametrize("matched", [False, True])
 def test_fan_out_does_not_tell_whether_a_key_has_a_partner(query: str, matched: bool) -> None:

@@ -18,7 +18,15 @@ from mpc.protocol.messages import Reason
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_MODULES = {"sql": "enclave_runtime.programs.sql"}
+# Kind → module. All that there are: what is not in the image or not in this table cannot run.
+MODULES = {
+    "sql": "enclave_runtime.programs.sql",
+    "intersection": "enclave_runtime.programs.intersection",
+    "statistics": "enclave_runtime.programs.statistics",
+    "regression": "enclave_runtime.programs.regression",
+    "auction": "enclave_runtime.programs.auction",
+    "wasm": "enclave_runtime.programs.wasm",
+}
 
 # All that a failed computation says. Nothing else leaves: the engine's own words quote data.
 CODES: dict[Reason, str] = {
@@ -68,16 +76,16 @@ class JointProgram(Protocol):
 def warm() -> None:
     """Load what the programs of this image need, while files can still be read."""
     os.environ["ARROW_DEFAULT_MEMORY_POOL"] = "system"  # its own reserves a GiB of address space, which is limited
-    for module in _MODULES.values():
+    for module in MODULES.values():
         with suppress(ImportError):  # another variant of the image
             cast(JointProgram, import_module(module)).warm()
 
 
 def program(kind: str) -> JointProgram:
     """The program of a contract's kind; imports its libraries now. Raises ContractError."""
-    if kind not in _MODULES:
-        raise ContractError("program kind", expected=f"one of {', '.join(sorted(_MODULES))}", got=kind)
-    return cast(JointProgram, import_module(_MODULES[kind]))
+    if kind not in MODULES:
+        raise ContractError("program kind", expected=f"one of {', '.join(sorted(MODULES))}", got=kind)
+    return cast(JointProgram, import_module(MODULES[kind]))
 
 
 def open_tables(contract: Contract, buffers: Sequence[object]) -> "list[pa.Table]":

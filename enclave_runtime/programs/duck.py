@@ -16,6 +16,7 @@ RESULT_BYTES_MAX = 64 << 20  # a result is for people or for a next step, not a 
 PARSER_BYTES = 256 << 20
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 
+_opened: list[duckdb.DuckDBPyConnection] = []  # made before there is a job, and used for one
 _LOCKED = (
     "SET python_enable_replacements=false",
     "SET disabled_filesystems='LocalFileSystem'",
@@ -24,27 +25,34 @@ _LOCKED = (
 )
 
 
+def warm() -> None:
+    """Open the job's database before there is a job."""
+    _opened.append(_open())
+
+
 def connect(contract: Contract, threads: int) -> duckdb.DuckDBPyConnection:
     """A fresh database in memory, for one job, with a part of the enclave's memory: the tables lie outside it."""
-    return _locked(contract.enclave.memory_bytes * 6 // 10, threads)
+    return _locked(_opened.pop() if _opened else _open(), contract.enclave.memory_bytes * 6 // 10, threads)
 
 
-def _locked(memory_bytes: int, threads: int) -> duckdb.DuckDBPyConnection:
-    """Source: DuckDB's "Securing DuckDB"."""
-    connection = duckdb.connect(
+def _open() -> duckdb.DuckDBPyConnection:
+    return duckdb.connect(
         ":memory:",
         config={
             "enable_external_access": "false",  # first: later ones would be refused in another order
             "temp_directory": "",
             "max_temp_directory_size": "0B",
-            "memory_limit": f"{memory_bytes}B",
-            "threads": str(threads),
+            "threads": "1",
             "autoload_known_extensions": "false",
             "autoinstall_known_extensions": "false",
             "allow_community_extensions": "false",
         },
     )
-    for statement in _LOCKED:
+
+
+def _locked(connection: duckdb.DuckDBPyConnection, memory_bytes: int, threads: int) -> duckdb.DuckDBPyConnection:
+    """Nothing but queries from now on. Source: DuckDB's "Securing DuckDB"."""
+    for statement in (f"SET memory_limit='{memory_bytes}B'", f"SET threads={threads}", *_LOCKED):
         connection.execute(statement)
     return connection
 
@@ -59,7 +67,7 @@ def place(text: str, node: dict[str, Any]) -> str:
 @cache
 def parser() -> duckdb.DuckDBPyConnection:
     """A database that sees queries and no data."""
-    return _locked(PARSER_BYTES, 1)
+    return _locked(_open(), PARSER_BYTES, 1)
 
 
 def parse(contract: Contract) -> dict[str, Any]:

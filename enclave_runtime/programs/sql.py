@@ -1,19 +1,23 @@
 """One SQL query over the owners' tables, in DuckDB, under the owners' rules.
 
-With an aggregate rule on any table the query is of the strict grammar in sql_check, and what it means runs so that
-sql_protect can judge each group; the author's text does not run. Where all rules are exact, the text runs (sql_exact).
+With a rule of aggregate or noise on any table the query is of the strict grammar in sql_check, and what it means runs
+so that sql_protect can judge each group, or sql_noise_run add noise; the author's text does not run. Where all rules
+are exact, the text runs (sql_exact).
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
 
 import duckdb
 import pyarrow as pa
 
-from enclave_runtime.programs import Disclosure, ProgramRefused
+from enclave_runtime.programs import Disclosure, ProgramRefused, duck
 from enclave_runtime.programs.duck import column, encode, parser
 from enclave_runtime.programs.inputs import TYPES
 from enclave_runtime.programs.sql_check import read_query
 from enclave_runtime.programs.sql_exact import check_exact, run_exact
+from enclave_runtime.programs.sql_noise import check_noise, is_noise, plan
 from enclave_runtime.programs.sql_protect import run_protected
 from enclave_runtime.programs.sql_query import Aggregate, Group, Output, Query
 from mpc.protocol.contract import Contract, Table
@@ -29,6 +33,9 @@ def warm() -> None:
     found = connection.sql("SELECT a, count(*) FROM warm WHERE a > 0 GROUP BY ALL").to_arrow_table()
     connection.unregister("warm")
     encode(found.column_names, [column(values, values.type) for values in found.columns])
+    with suppress(ImportError):  # another variant of the image
+        import_module("enclave_runtime.programs.sql_noise_run").warm()
+    duck.warm()
 
 
 def check(contract: Contract) -> Disclosure:
@@ -41,6 +48,8 @@ def check(contract: Contract) -> Disclosure:
         rules = ["exact: this query and no other runs, and all that it gives leaves; read it"]
         return Disclosure(tuple(columns), tuple(rules), contract.recipients, ())
     query = read_query(contract)
+    if is_noise(contract):
+        return check_noise(contract, query)
     return Disclosure(
         tuple((output.name, _why(contract, query, output)) for output in query.outputs),
         tuple(_rules(contract, query)),
@@ -61,7 +70,12 @@ def run(contract: Contract, tables: Sequence[pa.Table]) -> dict[str, bytes]:
             names, columns = run_exact(contract, tables)
         else:
             query = read_query(contract)
-            names, columns = [output.name for output in query.outputs], run_protected(contract, query, tables)
+            if is_noise(contract):
+                from enclave_runtime.programs.sql_noise_run import run_noise  # where the image has it
+
+                names, columns = run_noise(plan(contract, query), tables)
+            else:
+                names, columns = [output.name for output in query.outputs], run_protected(contract, query, tables)
         result = encode(names, columns)
     except ProgramRefused:
         raise

@@ -278,18 +278,29 @@ class _Reader:
             ("sum", False): "sum",
             ("avg", False): "avg",
         }
+        fraction = 0.0
+        if any(table.rule.kind == "noise" for table in self.contract.tables):
+            functions |= {("variance", False): "variance", ("quantile_cont", False): "quantile"}
+            if name == "quantile_cont" and len(arguments) == 2:
+                fraction = self._fraction(arguments.pop())
         function = functions.get((name, distinct))
-        if function is None or function == "rows" or len(arguments) != 1:
+        if function is None or function == "rows" or len(arguments) != 1 or (function == "quantile") != bool(fraction):
             words = f"{name}(DISTINCT …)" if distinct else f"{name}(…)"
             raise self._refusal(node, f"{_shown(words)} has no place here", SELECT_ITEMS)
         ref = self._column(arguments[0], f"a plain column in {name}")
         self._allow(arguments[0], ref, function)
-        if function in ("sum", "avg"):
+        if function not in ("count", "count_distinct"):
             self._same(arguments[0], ref, "clamp")
             column = self.contract_column(ref)
             if column.type == "int64" and not all(edge.is_integer() for edge in column.clamp):
                 raise self._refusal(arguments[0], f"the clamp of {column.name}", "whole numbers, as the column's are")
-        return Aggregate(function, ref)
+        return Aggregate(function, ref, fraction)
+
+    def _fraction(self, node: Node) -> float:
+        value = self._constant(node, "double")
+        if not isinstance(value, float) or not 0 < value < 1:
+            raise self._refusal(node, "the quantile", "a fraction between 0 and 1")
+        return value
 
     def _group(self, node: Node, use: Use, expected: str) -> Group:
         """A column, or bucket(column), that its owner lets be used so."""
@@ -417,9 +428,9 @@ class _Reader:
         return Ref(relation, column.name) if column else None
 
     def _rulers(self, sources: Iterable[int]) -> list[Table]:
-        """Owners' tables whose rule is aggregate."""
+        """Owners' tables whose rule is aggregate or noise."""
         tables = (self.contract.tables[source] for source in sources)
-        return [table for table in tables if table.rule.kind == "aggregate"]
+        return [table for table in tables if table.rule.kind != "exact"]
 
     def _allow(self, node: Node, ref: Ref, use: Use) -> None:
         for table in self._rulers(self.relations[ref.relation].sources):

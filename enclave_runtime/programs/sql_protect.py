@@ -10,8 +10,8 @@ must, for each support, hold none or at least `k` entities too, or else the smal
 A row of an aggregated relation is in the join at most once, for every other relation must have each key once. That is
 judged on all rows of that relation alone, and sums are scaled by the contract alone: neither tells of hidden rows.
 
-Four tables: `joined`, the rows of the join; `groups`; `support` (entities of a group by support and owner,
-exact below `k`); `hidden`.
+Tables: `joined`, the rows of the join; `groups`; `support`, how many entities each group has at least, by support and
+owner; `doubtful` and `hidden`, the rows of the groups that may have too few, and of those that are not shown.
 """
 
 from collections.abc import Sequence
@@ -26,6 +26,7 @@ from enclave_runtime.programs.sql_query import Aggregate, Group, Query, Ref, lab
 from mpc.protocol.contract import Column, Contract, Table
 
 ROW, SOURCE = "row number", "source number"  # with a space: no column of a contract is called so
+SHOWN = "id NOT IN (SELECT id FROM hidden)"
 
 
 def run_protected(contract: Contract, query: Query, tables: Sequence[pa.Table]) -> list[pa.Array]:
@@ -34,10 +35,11 @@ def run_protected(contract: Contract, query: Query, tables: Sequence[pa.Table]) 
     Raises: ProgramRefused fan-out, result-size; duckdb.Error.
     """
     run = _Run(contract, query, tables)
-    run.join()
-    run.group()
-    run.hide()
-    return run.shown()
+    with run.connection:
+        run.join()
+        run.group()
+        run.hide()
+        return run.shown()
 
 
 class _Run:
@@ -108,7 +110,8 @@ class _Run:
             values.append(f"{_column(ref, 'value')} AS value{i}")
             values += [f"{_column(ref, 'whole')} AS whole{i}"] if ref in self.scales else []
         for relation in range(len(self.query.relations)):
-            values += [f"r{relation}.{name} AS {name}{relation}" for name in ("entity", "source")]
+            values.append(f"r{relation}.entity AS entity{relation}")
+            values += [f"r{relation}.source AS source{relation}"] if self._stacked(relation) else []
         rows = f"({self._relation(0)}) AS r0"
         for join in self.query.joins:
             pairs = [
@@ -118,10 +121,14 @@ class _Run:
             kind = "LEFT JOIN" if join.outer else "JOIN"
             rows += f" {kind} ({self._relation(join.right)}) AS r{join.right} ON {' AND '.join(pairs)}"
         for relation, keys in sorted(self._unique()):
-            names = [f'"{key}"' for key in keys]
+            by, different = [f'"{key}"' for key in keys], "1"
+            present = " AND ".join(f"{name} IS NOT NULL" for name in by)
+            if self._described(Ref(relation, keys[0])).type == "int64":  # 64 neighbours at a time
+                different = f"bit_count(bit_or(1::UBIGINT << ({by[0]} & 63)))"
+                by[0] += " >> 6"
             if self.execute(
-                f"SELECT 1 FROM t{relation} WHERE {' AND '.join(f'{name} IS NOT NULL' for name in names)} "
-                f"GROUP BY {', '.join(names)} HAVING count(*) > 1 LIMIT 1"
+                f"SELECT 1 FROM t{relation} WHERE {present} GROUP BY {', '.join(by)} "
+                f"HAVING count(*) > {different} LIMIT 1"
             ).fetchall():
                 raise ProgramRefused("fan-out")
         conditions, parameters = self._conditions()
@@ -149,11 +156,11 @@ class _Run:
         engine computes what is used. Distinct hashes are never more than distinct entities."""
         sources = self._sources(relation)
         rows = pa.concat_tables([self.tables[source] for source in sources])
-        values = [f"{sources[0]} AS source"]
-        if len(sources) > 1:
+        values = []
+        if self._stacked(relation):
             owners = [pa.repeat(pa.scalar(source, pa.int32()), self.tables[source].num_rows) for source in sources]
             rows = rows.append_column(SOURCE, pa.chunked_array(owners))
-            values = [f'"{SOURCE}" AS source']
+            values.append(f'"{SOURCE}" AS source')
         # The same for all owners who name any.
         entity = next((table.rule.entity for table in map(self._table, sources) if table.rule.k), ()) or (ROW,)
         hashed = ", ".join(f'"{name}"' for name in entity)
@@ -193,25 +200,14 @@ class _Run:
         )
         owners = [f"({source}, {table.rule.k})" for source, table in enumerate(self.contract.tables) if table.rule.k]
         self.execute(f"CREATE TEMP TABLE owners AS FROM (VALUES {', '.join(owners)}) AS owners(source, k)")
-        self.execute("CREATE TEMP TABLE support (support INT, source INT, id BIGINT, entities BIGINT, k BIGINT)")
-        by = "".join(f"g{i}, " for i in self.groups)
-        for i, (relation, entity) in enumerate(self.supports):
-            # 64 bits, with at most as many ones as there are entities: where there are k, no need to count.
-            sketch = f"bit_count(bit_or(1::UBIGINT << ({entity} & 63)))"
-            self.execute(f"""
-                INSERT INTO support
-                WITH sketched AS MATERIALIZED (
-                    SELECT {i} AS support, source, id, entities, k
-                    FROM (SELECT {by} source{relation} AS source, {sketch} AS entities FROM joined
-                          WHERE {entity} IS NOT NULL GROUP BY ALL) AS joined
-                    JOIN owners USING (source) JOIN groups ON {self._same()}),
-                doubtful AS (SELECT * FROM groups WHERE id IN (SELECT id FROM sketched WHERE entities < k))
-                SELECT * FROM sketched WHERE id NOT IN (SELECT id FROM doubtful)
-                UNION ALL
-                SELECT {i}, source, id, count(DISTINCT {entity}), k
-                FROM joined JOIN owners ON source = source{relation} JOIN doubtful AS groups ON {self._same()}
-                WHERE {entity} IS NOT NULL GROUP BY ALL
-            """)
+        # 64 bits, with at most as many ones as there are entities: where there are k, no need to count.
+        by = [f"g{i}" for i in self.groups]
+        by += [f"source{relation}" for relation in range(len(self.query.relations)) if self._stacked(relation)]
+        bits = [f"bit_or(1::UBIGINT << ({entity} & 63)) AS bits{i}" for i, (_, entity) in enumerate(self.supports)]
+        sketches = f"(SELECT {', '.join([*by, *bits, '1'])} FROM joined GROUP BY ALL)"
+        self.execute(f"CREATE TEMP TABLE sketches AS {self._rows('true', sketches)}")
+        counts = [f"bit_count(bit_or(bits{i}))" for i in range(len(self.supports))]
+        self.execute(f"CREATE TEMP TABLE support AS {self._counted('sketches', counts)}")
 
     def _aggregate(self, aggregate: Aggregate) -> str:
         if aggregate.ref is None:
@@ -221,37 +217,43 @@ class _Run:
             return f"sum(whole{i})"
         return f"count({'DISTINCT ' if aggregate.function == 'count_distinct' else ''}value{i})"
 
-    def _same(self) -> str:
-        return " AND ".join(["true", *(f"joined.g{i} IS NOT DISTINCT FROM groups.g{i}" for i in self.groups)])
+    def _rows(self, condition: str, rows: str = "joined") -> str:
+        """Rows of the groups for which a condition holds, with the group's id."""
+        same = " AND ".join(["true", *(f"rows.g{i} IS NOT DISTINCT FROM groups.g{i}" for i in self.groups)])
+        return f"SELECT id, rows.* FROM {rows} AS rows JOIN (FROM groups WHERE {condition}) AS groups ON {same}"
+
+    def _counted(self, rows: str, counts: Sequence[str] = (), group: str = "id") -> str:
+        """How many entities there are in `rows`, by support, owner and group; and how many that owner wants."""
+        counts = counts or [f"count(DISTINCT {entity})" for _, entity in self.supports]
+        each = ["SELECT 0 AS support, 0 AS source, 0 AS id, 0 AS entities WHERE false"]
+        for i, (relation, _) in enumerate(self.supports):
+            source = f"source{relation}" if self._stacked(relation) else f"{self._sources(relation)[0]}"
+            each.append(f"SELECT {i}, {source}, {group}, {counts[i]} FROM {rows} GROUP BY ALL")
+        return f"SELECT * FROM ({' UNION ALL '.join(each)}) JOIN owners USING (source) WHERE entities > 0"
 
     # hidden
 
     def hide(self) -> None:
         """Groups with too little support; then, while the rest has too little, the smallest group that is shown."""
-        self.execute("CREATE TEMP TABLE hidden AS SELECT DISTINCT id FROM support WHERE entities < k")
+        few = "id IN (SELECT id FROM {} WHERE entities < k)"
+        self.execute(f"CREATE TEMP TABLE doubtful AS {self._rows(few.format('support'))}")
+        exact = f"({self._counted('doubtful')})"
+        self.execute(f"CREATE TEMP TABLE hidden AS SELECT * FROM doubtful WHERE {few.format(exact)}")
         # Every turn adds a group with at least k entities of that support, which so comes up only once.
         while short := self._short():
-            relation, entity, source = short
-            self.execute(f"""
-                INSERT INTO hidden SELECT id FROM joined JOIN groups ON {self._same()}
-                WHERE source{relation} = {source} AND {entity} IS NOT NULL AND id NOT IN (FROM hidden)
-                GROUP BY id ORDER BY count(DISTINCT {entity}), id LIMIT 1
-            """)
+            smallest = self.execute(
+                f"SELECT id FROM ({self._counted(f'({self._rows(SHOWN)})')}) "
+                f"WHERE support = {short[0]} AND source = {short[1]} ORDER BY entities, id LIMIT 1"
+            ).fetchall()
+            self.execute(f"INSERT INTO hidden {self._rows(f'id = {smallest[0][0]}')}")
 
-    def _short(self) -> tuple[int, str, int] | None:
+    def _short(self) -> tuple[int, int] | None:
         """A support, and an owner of whom the hidden groups hold too few entities of it, while others are shown."""
-        if not self.execute("FROM hidden LIMIT 1").fetchall():
-            return None
-        for i, (relation, entity) in enumerate(self.supports):
-            found = self.execute(f"""
-                SELECT source FROM joined JOIN owners ON source = source{relation}
-                JOIN (SELECT * FROM groups WHERE id IN (FROM hidden)) AS groups ON {self._same()}
-                WHERE source IN (SELECT source FROM support WHERE support = {i} AND id NOT IN (FROM hidden))
-                GROUP BY source, k HAVING count(DISTINCT {entity}) BETWEEN 1 AND k - 1 ORDER BY source LIMIT 1
-            """).fetchall()
-            if found:
-                return relation, entity, found[0][0]
-        return None
+        found = self.execute(
+            f"SELECT support, source FROM ({self._counted('hidden', group='0')}) WHERE entities < k AND "
+            f"(support, source) IN (SELECT (support, source) FROM support WHERE {SHOWN}) ORDER BY ALL LIMIT 1"
+        ).fetchall()
+        return found[0] if found else None
 
     # the result
 
@@ -265,7 +267,7 @@ class _Run:
         order += [f"x{i} ASC NULLS LAST" for i in columns]
         found: pa.Table = self.connection.sql(
             f"SELECT {', '.join(f'{self._output(i)} AS x{i}' for i in columns)} FROM groups "
-            f"WHERE id NOT IN (FROM hidden) ORDER BY {', '.join(order)}"
+            f"WHERE {SHOWN} ORDER BY {', '.join(order)}"
         ).to_arrow_table()
         if found.nbytes > RESULT_BYTES_MAX:
             raise ProgramRefused("result-size")
@@ -299,6 +301,9 @@ class _Run:
 
     def _sources(self, relation: int) -> tuple[int, ...]:
         return self.query.relations[relation].sources
+
+    def _stacked(self, relation: int) -> bool:
+        return len(self._sources(relation)) > 1
 
     def _described(self, ref: Ref) -> Column:
         """Its first owner's; type, and buckets and clamp where they are used, are the same for all owners."""

@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Literal
 
 Value = bool | int | float | str | date | datetime
-Function = Literal["rows", "count", "count_distinct", "sum", "avg"]
+Function = Literal["rows", "count", "count_distinct", "sum", "avg", "variance", "quantile"]  # the last two: noise
 Operator = Literal["=", "<", "<=", ">", ">=", "IN", "BETWEEN", "IS NULL", "IS NOT NULL"]
 
 
@@ -40,6 +40,7 @@ class Group:
 class Aggregate:
     function: Function
     ref: Ref | None = None  # none: rows
+    fraction: float = 0.0  # of a quantile
 
 
 @dataclass(frozen=True)

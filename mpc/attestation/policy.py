@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from hashlib import sha384
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -19,7 +20,19 @@ from mpc.protocol.errors import LocalError, PolicyError
 AGE_MAX_MS = 5 * 60_000  # unless the policy says otherwise
 CODE_PCRS = (0, 1, 2)  # whole image, kernel and bootstrap, application: always named; all zero is debug mode
 
+CONTRACT_PCR = 16  # the enclave extends it with the contract's digest and locks it, before it attests
+
 _UNITS_MS = {"s": 1000, "min": 60_000, "h": 3_600_000}
+
+
+def extended(data: bytes) -> bytes:
+    """A PCR that was zero and has been extended once with this: SHA384(0^48 ‖ data)."""
+    return sha384(bytes(PCR_BYTES) + data).digest()
+
+
+def contract_pcr(digest: bytes) -> dict[int, bytes]:
+    """What PCR16 of an enclave must be that works for the contract of this digest, as index → value."""
+    return {CONTRACT_PCR: extended(digest)}
 
 
 @dataclass(frozen=True)
@@ -111,14 +124,16 @@ class AppraisalPolicy:
         measurements = table.get("measurement")
         if not isinstance(measurements, list) or not all(isinstance(one, dict) for one in measurements):
             raise LocalError("policy", expected="[[measurement]] with label, PCR0, PCR1 and PCR2")
-        labels = [one.get("label") for one in measurements]
-        if twice := [label for label in labels if labels.count(label) > 1]:
-            raise LocalError("policy: two measurements of one label", got=ascii(twice[0]))
+        accepted: dict[str, Measurement] = {}
+        for one in map(_measurement, measurements):
+            if one.label in accepted:
+                raise LocalError("policy: two measurements of one label", got=ascii(one.label))
+            accepted[one.label] = one
         roots = table.get("roots", ["aws-nitro-enclaves-g1"])
         if not isinstance(roots, list) or not all(isinstance(root, str) for root in roots):
             raise LocalError("policy: roots", expected="a list of names or SHA-256 fingerprints")
         return cls(
-            measurements=tuple(_measurement(one) for one in measurements),
+            measurements=tuple(accepted.values()),
             roots=frozenset(root_fingerprint(root) for root in roots),
             age_max_ms=_duration_ms(table.get("age_max", f"{AGE_MAX_MS // 1000} s")),
         )

@@ -7,12 +7,12 @@ other images or another root accepted says so in the policy.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from hashlib import sha256, sha384
+from hashlib import sha256
 
 from mpc.attestation.chain import check_chain, check_signature
 from mpc.attestation.checklist import Step, fingerprint_of, refusal, short
-from mpc.attestation.document import PCR_BYTES, YEAR_10000_MS, Document, unverified_document
-from mpc.attestation.policy import CODE_PCRS, AppraisalPolicy, Measurement, check_pcrs
+from mpc.attestation.document import YEAR_10000_MS, Document, unverified_document
+from mpc.attestation.policy import CODE_PCRS, AppraisalPolicy, Measurement, check_pcrs, extended
 from mpc.attestation.roots import AWS_NITRO_ROOT_G1
 from mpc.protocol.errors import LocalError
 
@@ -130,7 +130,7 @@ def _check_time(timestamp_ms: int, at: int | None, age_max_ms: int, fresh: bool)
 
 def _check_parent(claims: Document) -> None:
     # ATTESTATION step 21
-    expected = sha384(bytes(PCR_BYTES) + claims.instance_id.encode()).digest()
+    expected = extended(claims.instance_id.encode())
     if claims.pcrs.get(4) != expected:
         raise refusal(Step.PARENT, f"PCR4 of {claims.instance_id}", short(expected), short(claims.pcrs.get(4)))
 

@@ -1,5 +1,6 @@
 """`mpc check`: what a scenario would disclose, to whom and under which rules, before anything runs."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -9,10 +10,20 @@ import click
 from mpc import scenario as scenarios
 from mpc.cli.files import PATH
 from mpc.cli.output import CAUTION, GOOD, Output, examples, with_output
-from mpc.protocol.contract import SEALING_KEY_BYTES, Contract, Measurement, Participant, Table
+from mpc.host.backends import needs
+from mpc.protocol.contract import SEALING_KEY_BYTES, Contract, Measurement, Participant, Table, Use
 from mpc.protocol.errors import ContractError, LocalError
 from mpc.scenario import Scenario
 from mpc.settings import quantity
+
+ADDED: tuple[Use, ...] = (
+    "sum",
+    "avg",
+    "variance",
+    "quantile",
+    "correlation",
+    "regression",
+)  # values moved into the clamp before
 
 
 @click.command(epilog=examples("mpc check salaries", "mpc check scenarios/flights --json"))
@@ -34,7 +45,7 @@ def check(out: Output, scenario: Path) -> int:
         disclosure = programs.program(contract.program.kind).check(contract)
     except ContractError as error:
         raise ContractError(f"{file}: {error.what}", expected=error.expected, got=error.got) from None
-    warnings = [*disclosure.warnings, *missing_sources(given)]
+    warnings = [*disclosure.warnings, *not_yet(given), *needs(given.enclave), *missing_sources(given)]
     _show(out, given, contract, disclosure, warnings)
     out.document(
         {
@@ -45,6 +56,12 @@ def check(out: Output, scenario: Path) -> int:
             "simulated": contract.enclave.simulated,
             "owners": [_owner(contract, table) for table in contract.tables],
             "query": contract.program.text,
+            "program": {
+                "kind": contract.program.kind,
+                "module": given.program.module or None,
+                "parameters": given.program.parameters,
+                "digest": contract.program.digest.hex(),
+            },
             "columns": [{"name": name, "why": why} for name, why in disclosure.columns],
             "rules": list(disclosure.rules),
             "recipients": list(disclosure.recipients),
@@ -72,6 +89,13 @@ def draft(given: Scenario) -> Contract:
     )
 
 
+def not_yet(given: Scenario) -> list[str]:
+    """What of the scenario this version's `mpc run` refuses."""
+    if not given.approvals.quorum:
+        return []
+    return ["approvals.quorum: `mpc run` refuses this scenario as yet; approving comes with a command `mpc approve`"]
+
+
 def missing_sources(given: Scenario) -> list[str]:
     """One sentence for each file that `mpc run` would not find on this machine."""
     from parties.datasets import locate
@@ -91,7 +115,7 @@ def _show(out: Output, given: Scenario, contract: Contract, disclosure: object, 
 
     assert isinstance(disclosure, Disclosure)
     enclave, deadlines = given.enclave, given.deadlines
-    simulated = ", SIMULATED" if contract.enclave.simulated else ""
+    root = "SIMULATED" if contract.enclave.simulated else f"under the root {enclave.root}"
     out.verdict("accepted", f"{contract.name}: {contract.title}" if contract.title else contract.name, GOOD)
     out.line()
     durations = (deadlines.consent, deadlines.seal, deadlines.release)
@@ -101,12 +125,15 @@ def _show(out: Output, given: Scenario, contract: Contract, disclosure: object, 
             ("", "The digest of a draft: a session's own has other random bytes, keys, image and times in it."),
             (
                 "enclave",
-                f"{enclave.backend}{simulated}; image {enclave.image}, {enclave.cpus} CPU, {quantity(enclave.memory)}",
+                f"{enclave.backend}, {root}; image {enclave.image}, {enclave.cpus} CPU, {quantity(enclave.memory)}",
             ),
             ("deadlines", "consent {}, seal {}, release {}".format(*map(quantity, durations))),
             ("receipt for", ", ".join(contract.receipt_recipients)),
         ]
     )
+    if given.program.parameters:
+        out.heading(f"The program: {contract.program.kind}, digest {contract.program.digest.hex()[:16]}…")
+        out.facts([(name, json.dumps(value, ensure_ascii=False)) for name, value in given.program.parameters.items()])
     out.heading(f"{', '.join(disclosure.recipients)} would get")
     out.facts(disclosure.columns)
     if contract.approvals.quorum:
@@ -129,14 +156,19 @@ def _allowed(table: Table) -> str:
     if rule.kind == "exact":
         return "exact: this program, word for word, and all that it gives"
     whose = " and ".join(rule.entity) if rule.entity else "row"
+    opening = f"groups of at least {rule.k} (each {whose} counts once)"
+    if rule.kind == "noise":
+        opening = (
+            f"noise with epsilon {rule.epsilon:g}, delta {rule.delta:g} (of each {whose} {rule.rows} row(s) count)"
+        )
     uses: dict[str, list[str]] = {}
     for column in table.columns:
         for use in column.use:
             shown = f"bucket({column.name})" if column.buckets and use in ("group", "filter") else column.name
-            clamp = " in {:g} to {:g}".format(*column.clamp) if column.clamp and use in ("sum", "avg") else ""
+            clamp = " in {:g} to {:g}".format(*column.clamp) if column.clamp and use in ADDED else ""
             uses.setdefault(use.replace("_", " "), []).append(shown + clamp)
     listed = "; ".join(f"{use} {', '.join(columns)}" for use, columns in uses.items())
-    return f"groups of at least {rule.k} (each {whose} counts once); {listed or 'no column may be used'}"
+    return f"{opening}; {listed or 'no column may be used'}"
 
 
 def _owner(contract: Contract, table: Table) -> dict[str, object]:
@@ -145,6 +177,9 @@ def _owner(contract: Contract, table: Table) -> dict[str, object]:
         "table": table.name,
         "rule": table.rule.kind,
         "k": table.rule.k,
+        "epsilon": table.rule.epsilon,
+        "delta": table.rule.delta,
+        "rows": table.rule.rows,
         "entity": list(table.rule.entity),
         "uses": {column.name: list(column.use) for column in table.columns},
         "receives_result": table.owner in contract.recipients,

@@ -1,29 +1,16 @@
-"""Files that a person names: bounded before they are read."""
+"""Files that a person names on the command line."""
 
 import re
 from pathlib import Path
 
 import click
 
+from mpc.files import read_bounded
 from mpc.protocol.errors import LocalError
 
 PATH = click.Path(path_type=Path)
 
-
-def read_bounded(path: Path, bytes_max: int) -> bytes:
-    """The file's bytes. Raises LocalError when it cannot be read or is larger, without reading more than the limit."""
-    if path.is_dir():
-        raise LocalError(f"{path}: is a folder; name a file in it")
-    try:
-        with path.open("rb") as file:
-            content = file.read(bytes_max + 1)
-    except OSError as error:
-        raise LocalError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(content) > bytes_max:
-        raise LocalError(f"{path}: too large for what this command reads", expected=f"at most {bytes_max} bytes")
-    if not content:
-        raise LocalError(f"{path}: is empty")
-    return content
+__all__ = ["PATH", "read_bounded", "refuse_other"]
 
 
 def refuse_other(path: Path, content: bytes) -> None:

@@ -1,6 +1,5 @@
 """`mpc image`: build enclave images."""
 
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mpc.cli.files import PATH, read_bounded
-from mpc.cli.output import GOOD, Output, examples, with_output
+from mpc.cli.output import CAUTION, GOOD, Output, examples, with_output
 from mpc.protocol.errors import LocalError
 
 if TYPE_CHECKING:
     from mpc.image.build import Boot
+    from mpc.image.eif import Architecture
     from mpc.image.signature import Signer
 
 PEM_BYTES_MAX = 1 << 16
+NOT_LOCKED = "not compared: the list of its wheels is for CPython 3.11 on x86_64 (docs/decisions/image-inputs.md)"
 
 
 def boot_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -34,7 +35,7 @@ def boot_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def boot(
-    backend: str, kernel: Path | None, cmdline: str | None, ramdisk: Path | None, arch: str | None
+    backend: str, kernel: Path | None, cmdline: str | None, ramdisk: Path | None, arch: "Architecture | None"
 ) -> "Boot | None":
     """None for the local backend. Raises LocalError when an option is missing, or is for the other backend."""
     given = (kernel, cmdline, ramdisk, arch)
@@ -46,10 +47,10 @@ def boot(
         raise LocalError(
             "--backend nitro needs --kernel, --cmdline and --ramdisk; docs/NITRO.md says where they are from"
         )
+    from mpc.image import standin
     from mpc.image.build import Boot
 
-    machine = arch or platform.machine()
-    return Boot.nitro(kernel, cmdline, ramdisk, "aarch64" if machine == "aarch64" else "x86_64")
+    return Boot.nitro(kernel, cmdline, ramdisk, arch or standin.architecture())
 
 
 @click.group()
@@ -75,7 +76,7 @@ def build(out: Output, /, variant: str, output: Path | None, sign: tuple[Path, P
     Exit status: 0 built; 2 a file is missing or was changed, or the image cannot be written.
     """
     from mpc.image import build as builder
-    from mpc.image import cache
+    from mpc.image import cache, standin
 
     chosen = boot(**options)
     if output is None and (chosen is not None or sign):
@@ -87,8 +88,35 @@ def build(out: Output, /, variant: str, output: Path | None, sign: tuple[Path, P
     out.verdict("built", f"{path}", GOOD)
     out.line()
     out.facts(pcrs.shown().items())
-    out.document({"image": str(path), "variant": variant, "bytes": path.stat().st_size, "Measurements": pcrs.shown()})
+    told = _inputs(variant, path)
+    out.line()
+    out.facts(
+        [
+            ("files", f"{told['files']} in the application, {told['application_bytes']:,} bytes"),
+            ("image", f"{told['bytes']:,} bytes"),
+            ("packages", ", ".join(told["packages"])),
+            ("lock", "each is from a wheel that the lock file names" if told["locked"] else NOT_LOCKED),
+        ]
+    )
+    if chosen is not None and chosen.architecture != standin.architecture():
+        here = f"this installation's libraries, which are the image's application, are for {standin.architecture()}"
+        out.points([f"The kernel is for {chosen.architecture}, but {here}."], "!", CAUTION)
+    out.document({"image": str(path), "variant": variant, **told, "Measurements": pcrs.shown()})
     return 0
+
+
+def _inputs(name: str, path: Path) -> dict[str, Any]:
+    """What went in: files, bytes, packages, and whether these were compared with the lock file's wheels."""
+    from mpc.image import variant, wheels
+
+    found, packages = variant.files(name), variant.packages(name)
+    return {
+        "bytes": path.stat().st_size,
+        "files": len(found),
+        "application_bytes": sum(file.path.stat().st_size for file in found),
+        "packages": packages,
+        "locked": wheels.check(packages),
+    }
 
 
 def _signer(key: Path, certificate: Path) -> "Signer":

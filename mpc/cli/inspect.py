@@ -14,10 +14,11 @@ from mpc.cli.output import CAUTION, WIDTH_MAX, Output, examples, printable, with
 from mpc.cli.unverified import looks_signed, unverified_message
 from mpc.protocol.contract import Contract
 from mpc.protocol.encoding import Record
-from mpc.protocol.errors import LocalError, PeerError
+from mpc.protocol.errors import EncodingError, LocalError, PeerError
 from mpc.protocol.signing import ENVELOPE_BYTES_MAX
 from mpc.receipt import utc
 
+WITHIN_MAX = 3  # a release holds its history, that an attestation, that the consents
 HEX_SHOWN = 32  # digits of longer bytes; --json has all
 ENVELOPES, DOCUMENT = ("roster", "history"), "document"  # fields that hold what can be decoded, too
 
@@ -50,13 +51,15 @@ def inspect(out: Output, file: Path) -> int:
     return 0
 
 
-def message(envelope: bytes) -> dict[str, Any]:
-    """A signed message, and those inside it. Bytes are hex."""
+def message(envelope: bytes, within: int = 0) -> dict[str, Any]:
+    """A signed message, and those inside it. Bytes are hex. Raises PeerError; no message of ours is `within` four."""
+    if within > WITHIN_MAX:
+        raise EncodingError("messages within messages", expected=f"at most {WITHIN_MAX} deep")
     kind, signer, record = unverified_message(envelope)
     shown = {"kind": kind, "claimed_signer": signer.hex(), "bytes": len(envelope)}
     if isinstance(record, Contract):
         shown["digest"] = record.digest.hex()
-    return {**shown, "says": _record(record)}
+    return {**shown, "says": _record(record, within)}
 
 
 def document(content: bytes) -> dict[str, Any]:
@@ -64,15 +67,18 @@ def document(content: bytes) -> dict[str, Any]:
     return {"kind": "attestation document", "bytes": len(content), "says": _claims(unverified_document(content))}
 
 
-def _record(record: Record) -> dict[str, Any]:
-    return {field.name: _value(field.name, getattr(record, field.name)) for field in fields(record)}  # type: ignore[arg-type]
+def _record(record: Record, within: int) -> dict[str, Any]:
+    return {
+        field.name: _value(field.name, getattr(record, field.name), within)
+        for field in fields(record)  # type: ignore[arg-type]
+    }
 
 
-def _value(name: str, value: object) -> Any:
+def _value(name: str, value: object, within: int) -> Any:
     if isinstance(value, Record):
-        return _record(value)
+        return _record(value, within)
     if isinstance(value, tuple):
-        return [message(item) if name in ENVELOPES else _value(name, item) for item in value]
+        return [message(item, within + 1) if name in ENVELOPES else _value(name, item, within) for item in value]
     if isinstance(value, bytes):
         return document(value) if name == DOCUMENT else value.hex()
     return value
@@ -92,7 +98,7 @@ def _claims(claims: Document) -> dict[str, Any]:
                 "valid": " to ".join(f"{time:%F %T}" for time in times),
                 "sha256": read.fingerprint(hashes.SHA256()).hex(),
             }
-        except ValueError:  # from cryptography, for anything that is no certificate
+        except Exception:  # the parser's many kinds, all for the same reason
             return {"not_a_certificate": f"{len(der)} bytes"}
 
     return {

@@ -155,6 +155,11 @@ class Job:
         if self.status == "running":
             self.status, self.reason = ("aborted" if self.sealed else "refused"), reason
 
+    def unheard(self) -> None:
+        """Long after the first deadline no party has even consented."""
+        given = quantity(self.scenario.deadlines.consent)
+        self.fail(f"the coordinator: not heard, and nobody could consent within {given} (deadlines.consent)")
+
     def interrupt(self) -> None:
         """Somebody stopped it, whatever it had come to."""
         self.status, self.reason, self.step = "aborted", INTERRUPTED, None
@@ -206,8 +211,16 @@ class Job:
             return f"{quantity(given.seal)} (deadlines.seal)"
         return f"{quantity(given.release)} (deadlines.release)"
 
+    def _limitations(self) -> list[str]:
+        """What this launch of the enclave could not prevent: a sentence each, as `mpc doctor` prints them."""
+        if self.scenario.enclave.backend != "local":
+            return []
+        from mpc.host import local
+
+        return local.limitations()
+
     def summary(self) -> dict[str, Any]:
-        """What `--json` prints; DESIGN section 11."""
+        """What `--json` prints."""
         job = self.released_at - self.first_consent if self.released_at and self.first_consent else None
         startup = self.proposed_at - self.began if self.proposed_at else None
         return {
@@ -220,5 +233,6 @@ class Job:
             "receipts": {name: p.receipt for name, p in self.parties.items() if p.receipt},
             "timings_s": {"startup": startup, "job": job, "total": time.time() - self.began},
             "simulated": self.session.contract.enclave.simulated if self.session else None,
+            "limitations": self._limitations(),
             "folder": str(self.folder),
         }

@@ -119,7 +119,7 @@ class Live:
     def _picture(self) -> RenderableType:
         job = self._job
         title = Text(printable(f"{job.scenario.scenario.name}  {job.scenario.scenario.title}"), style="bold")
-        if job.scenario.enclave.backend == "local":
+        if job.scenario.enclave.backend == "local" or (job.session and job.session.contract.enclave.simulated):
             title.append("  SIMULATED enclave", style="bold yellow")
         cells = self._column_cells()
         state = [Text(f"{self._stage} …", style="dim")] if job.session is None else []
@@ -234,14 +234,16 @@ class Live:
             self._results.print(Text(printable(job.scenario.scenario.title), style="bold"))
         self._results.print(_result_table(Path(first["parquet"])))
         self._results.print(Text(f"Results and receipts: {_short(job.folder)}/"), soft_wrap=True)
-        if self._quiet:
-            return
-        timings = summary["timings_s"]
-        self._results.print(
-            f"Released {timings['job']:.2f} s after the first consent; {timings['total']:.2f} s in all."
-        )
+        if not self._quiet:
+            timings = summary["timings_s"]
+            took = f"Released {timings['job']:.2f} s after the first consent; {timings['total']:.2f} s in all."
+            self._results.print(took)
         if summary["simulated"]:
             self._results.print("The enclave was SIMULATED: whoever owns this machine could see all.", style="yellow")
+        if self._quiet:
+            return
+        if summary["limitations"]:
+            self._errors.print("What its sandbox here cannot prevent: mpc doctor", soft_wrap=True)
         receipt = next(iter(summary["receipts"].values()), None)
         if receipt:
             verify = Text("Verify it any time, offline:  ").append(f"mpc verify {_short(receipt)}", style="bold")

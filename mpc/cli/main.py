@@ -28,6 +28,8 @@ COMMANDS = {
     "inspect": ("mpc.cli.inspect:inspect", "Show what a file says, without verifying it."),
     "measure": ("mpc.cli.measure:measure", "Print the measurements (PCRs) of an enclave image."),
     "image": ("mpc.cli.image:image", "Build enclave images."),
+    "fuzz": ("mpc.cli.fuzz:fuzz", "Attack a scenario's rounds in memory, and check ten invariants."),
+    "explore": ("mpc.cli.explore:explore", "Visit every state of a small session, and check ten invariants."),
     "doctor": ("mpc.cli.doctor:doctor", "Say what this machine lacks, and how to mend it."),
 }
 BUG = "this is a bug; with MPC_DEBUG=1 in the environment its traceback is shown"

@@ -7,7 +7,7 @@ import click
 
 from mpc.cli.files import PATH
 from mpc.cli.image import boot, boot_options
-from mpc.cli.output import BAD, GOOD, Output, examples, with_output
+from mpc.cli.output import BAD, CAUTION, GOOD, Output, examples, with_output
 from mpc.protocol.errors import LocalError
 
 if TYPE_CHECKING:
@@ -59,16 +59,21 @@ def _compare(out: Output, image: Path, variant: str, described: dict[str, Any], 
     from mpc.image import build, eif, standin
 
     with eif.opened(image) as opened:
-        if chosen is None and opened.read(opened.of(eif.Kind.CMDLINE)[0]) != standin.CMDLINE:
-            raise LocalError(f"{image}: has a kernel; compare with --backend nitro, --kernel, --cmdline and --ramdisk")
-    difference = build.compare(image, variant, chosen)
+        # What a nitro image boots is no file of this installation.
+        part = chosen is None and opened.read(opened.of(eif.Kind.CMDLINE)[0]) != standin.CMDLINE
+    difference = build.compare(image, variant, chosen, application_only=part)
+    what = f"the application of {image}" if part else str(image)
     if difference is None:
-        out.verdict("same", f"{image} is what this installation's {variant} files give", GOOD)
+        out.verdict("same", f"{what} is what this installation's {variant} files give", GOOD)
     else:
-        out.verdict("different", f"{image} is not what this installation's {variant} files give", BAD)
+        out.verdict("different", f"{what} is not what this installation's {variant} files give", BAD)
         out.facts([("first difference", difference)])
+    if part:
+        remedy = "compared with --backend nitro, --kernel, --cmdline and --ramdisk"
+        out.points([f"Kernel, command line and bootstrap ramdisk were not compared; they are {remedy}."], "!", CAUTION)
     _show(out, "", _pcrs(described))
-    out.document({"same": difference is None, "first_difference": difference, **described})
+    compared = "application" if part else "image"
+    out.document({"same": difference is None, "compared": compared, "first_difference": difference, **described})
     return 0 if difference is None else 1
 
 

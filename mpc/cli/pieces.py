@@ -63,23 +63,28 @@ def coordinator(control: Control, *, folder: str, address: str) -> None:
     trio.run(serve)
 
 
-def host(control: Control, *, address: str, image: str, cpus: int, memory_bytes: int, root: str) -> None:
+def host(control: Control, *, address: str, state: str, image: str, console: str | None, **enclave: Any) -> None:
     """Launch enclaves for the session that the parent names."""
     import trio
 
-    from mpc.host.local import launch
-    from mpc.host.serve import Host, Launched
-    from mpc.host.simulated_root import SimulatedRoot
+    from mpc.host.backends import launcher
+    from mpc.host.launched import EnclaveLost, Launched
+    from mpc.host.serve import Host
     from mpc.transport import one_fault
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # enclaves are unpacked on the disk, and must not stay there
-    start = partial(
-        launch, Path(image), cpus=cpus, memory_bytes=memory_bytes, root=SimulatedRoot.load_or_create(Path(root))
-    )
-    ready: list[Launched] = [start()]  # the first enclave starts while the parties read their data
+    start = launcher(image=Path(image), state=Path(state), console=Path(console) if console else None, **enclave)
+    ready: list[Launched | EnclaveLost] = []
+    try:
+        ready.append(start())  # the first enclave starts while the parties read their data
+    except EnclaveLost as lost:
+        ready.append(lost)  # it was that of the first epoch, which has not begun
 
     def next_enclave() -> Launched:
-        return ready.pop() if ready else start()
+        first = ready.pop() if ready else start()
+        if isinstance(first, EnclaveLost):
+            raise first
+        return first
 
     async def serve(session: bytes) -> None:
         async with one_fault() as nursery:
@@ -91,8 +96,9 @@ def host(control: Control, *, address: str, image: str, cpus: int, memory_bytes:
         control.report({"ready": True})
         trio.run(serve, bytes.fromhex(control.wait()["session"]))
     finally:
-        for enclave in ready:
-            enclave.terminate()
+        for one in ready:
+            if isinstance(one, Launched):
+                one.terminate()
 
 
 async def _until_terminated(scope: "trio.CancelScope") -> None:
@@ -103,12 +109,14 @@ async def _until_terminated(scope: "trio.CancelScope") -> None:
             scope.cancel()
 
 
-def party(control: Control, *, folder: str, name: str, scenario: str, address: str, root: str) -> None:
+def party(
+    control: Control, *, folder: str, name: str, scenario: str, image: str, address: str, root: str, simulated: bool
+) -> None:
     """Be one party, from its keys to its result."""
     import trio
 
     from mpc import scenario as scenarios
-    from mpc.image.cache import contract_measurement
+    from mpc.host.backends import measurement
     from mpc.protocol.contract import Contract, Participant
     from parties import datasets, policy, results
     from parties.client import Client, drop_spool
@@ -123,15 +131,15 @@ def party(control: Control, *, folder: str, name: str, scenario: str, address: s
     control.report({"participant": identity.participant.encode().hex()})
     given = scenarios.load(Path(scenario))
     # The measurement is this party's own: computed from its own installation, not told by the host.
-    measurement = contract_measurement(given.enclave.image)
+    own = measurement(given.enclave, Path(image))
     told = control.wait()
     mine = policy.from_scenario(
         given,
         name,
         participants=[Participant.decode(bytes.fromhex(one)) for one in told["participants"]],
-        measurements=[measurement],
+        measurements=[own],
         root=bytes.fromhex(root),
-        simulated=True,
+        simulated=simulated,
     )
     (home / "policy.toml").write_text(policy.dump(mine))
     session = bytes.fromhex(told["session"])
@@ -154,6 +162,7 @@ def party(control: Control, *, folder: str, name: str, scenario: str, address: s
         session=session,
         accepts=lambda contract: policy.accepts(mine, contract, name, time.time_ns() // 1_000_000),
         appraise=appraise,
+        affords=partial(policy.affords, mine),
         spool=spool,
         report=control.report,
     )

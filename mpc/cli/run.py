@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -32,9 +33,10 @@ ADDRESS_BYTES_MAX = 100  # of a Unix socket, and a little less than Linux allows
 @click.command(epilog=examples("mpc run scenarios/salaries", "mpc run scenarios/flights --out results --json"))
 @click.argument("scenario", type=PATH)
 @click.option("--out", "folder", type=PATH, metavar="FOLDER", help="New folder for the run.  [mpc-runs/NAME/TIME]")
-@click.option("--image", type=PATH, metavar="FILE", help="An image file, instead of the one built from source.")
+@click.option("--image", type=PATH, metavar="FILE", help="An image file. nitro needs one; local builds its own.")
+@click.option("--console", type=PATH, metavar="FILE", help="nitro: DEBUG MODE, which every party refuses; log it here.")
 @with_output
-def run(out: Output, scenario: Path, folder: Path | None, image: Path | None) -> int:
+def run(out: Output, scenario: Path, folder: Path | None, image: Path | None, console: Path | None) -> int:
     """Run SCENARIO: coordinator, enclave and one process for each party, on this machine.
 
     SCENARIO is a folder with a scenario.toml, such a file, or the name of a shipped scenario.
@@ -45,6 +47,12 @@ def run(out: Output, scenario: Path, folder: Path | None, image: Path | None) ->
     path = scenarios.find(scenario)
     given = scenarios.load(path)
     _check(given)
+    if console is not None:
+        if given.enclave.backend == "local":
+            raise LocalError('--console is for backend = "nitro"; a local enclave says why it does not start')
+        from mpc.host.nitro import DEBUG_WARNING
+
+        sys.stderr.write(DEBUG_WARNING)
     from mpc.cli.live import Live
 
     with held_back():
@@ -52,7 +60,7 @@ def run(out: Output, scenario: Path, folder: Path | None, image: Path | None) ->
             with _new_folder(folder, given) as place:
                 job = Job(given, path, place, began)
                 with Live(job, quiet=out.quiet, as_json=out.as_json) as live:
-                    _perform(job, image, live)
+                    _perform(job, image, console, live)
         except KeyboardInterrupt:
             job.interrupt()
         live.finish()
@@ -64,11 +72,6 @@ def _check(given: Scenario) -> None:
     """Before anything starts: names that can be folders, and files that can be read."""
     from parties.datasets import locate
 
-    if given.enclave.backend != "local":
-        raise LocalError(
-            f"enclave.backend: `mpc run` has no {given.enclave.backend} enclave on one machine yet (docs/NITRO.md)",
-            expected='"local"',
-        )
     if given.approvals.quorum:
         raise LocalError("approvals.quorum: there is no command to approve with yet; leave [approvals] out")
     for owner, party in given.party.items():
@@ -114,9 +117,9 @@ def _new_folder(out: Path | None, given: Scenario) -> Iterator[Path]:
         raise
 
 
-def _perform(job: Job, image: Path | None, live: "Live") -> None:
+def _perform(job: Job, image: Path | None, console: Path | None, live: "Live") -> None:
     """All processes, from start to end; raises KeyboardInterrupt when the run was stopped."""
-    with _scratch(job.folder) as scratch, _pieces(job, image, scratch, live) as pieces:
+    with _scratch(job.folder) as scratch, _pieces(job, image, console, scratch, live) as pieces:
         import trio
 
         from mpc.cli.supervise import supervise
@@ -140,18 +143,18 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _pieces(job: Job, image: Path | None, scratch: Path, live: "Live") -> "Iterator[Pieces]":
+def _pieces(job: Job, image: Path | None, console: Path | None, scratch: Path, live: "Live") -> "Iterator[Pieces]":
     """Start every process, and stop every process. Forks come first: this process holds no secret yet."""
     from mpc.cli.supervise import Pieces
-    from mpc.host.simulated_root import SimulatedRoot
-    from mpc.image.cache import contract_measurement
+    from mpc.host.backends import prepare
 
-    enclave = job.scenario.enclave
+    enclave, state = job.scenario.enclave, _state_folder()
+
+    def announce() -> None:
+        live.stage(f"building the enclave image {enclave.image}, once for this installation", notable=True)
+
     with let_through():
-        file = image or _image(enclave.image, live)
-        measurement = contract_measurement(enclave.image)
-    state = _state_folder()
-    root = SimulatedRoot.load_or_create(state)
+        prepared = prepare(enclave, image and image.absolute(), state, announce)
     address, log = str(scratch / "coordinator"), job.folder / "logs"
     started: list[Child] = []
     pieces: Pieces | None = None
@@ -161,10 +164,12 @@ def _pieces(job: Job, image: Path | None, scratch: Path, live: "Live") -> "Itera
         started.append(coordinator)
         arguments = {
             "address": address,
-            "image": str(file),
+            "state": str(state),
+            "image": str(prepared.image),
+            "console": str(console.absolute()) if console else None,
+            "backend": enclave.backend,
             "cpus": enclave.cpus,
             "memory_bytes": int(enclave.memory),
-            "root": str(state),
         }
         host = fork("host", "host", log / "host.log", arguments)
         started.append(host)
@@ -176,25 +181,18 @@ def _pieces(job: Job, image: Path | None, scratch: Path, live: "Live") -> "Itera
                 "folder": str(job.folder / name),
                 "name": name,
                 "scenario": str(job.path.absolute()),
+                "image": str(prepared.image),
                 "address": address,
-                "root": root.fingerprint.hex(),
+                "root": prepared.root.hex(),
+                "simulated": prepared.simulated,
             }
             parties[name] = fork(name, "party", log / f"{name}.log", arguments)
             started.append(parties[name])
-        pieces = Pieces(address, root.fingerprint, measurement, coordinator, host, parties)
+        pieces = Pieces(address, prepared, coordinator, host, parties)
         live.stage("the parties make their keys")
         yield pieces
     finally:
         end(pieces.all() if pieces else started)  # some may have been started again
-
-
-def _image(name: str, live: "Live") -> Path:
-    from mpc.image.cache import cached_image
-
-    def announce() -> None:
-        live.stage(f"building the enclave image {name}, once for this installation", notable=True)
-
-    return cached_image(name, announce)[0]
 
 
 def _preload(kind: str) -> None:

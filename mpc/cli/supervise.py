@@ -4,7 +4,6 @@ import os
 import time
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
 
 import trio
 
@@ -13,6 +12,7 @@ from mpc.cli.job import Job
 from mpc.cli.live import Live
 from mpc.cli.processes import Child, describe_status, start
 from mpc.cli.stops import heeded, let_through
+from mpc.host.backends import Prepared
 from mpc.protocol.contract import Participant
 from mpc.protocol.errors import LocalError
 from mpc.protocol.messages import Abort, sign
@@ -31,8 +31,7 @@ class Pieces:
     """The processes of a run."""
 
     address: str
-    root: bytes  # fingerprint of the simulated root
-    measurement: Any
+    prepared: Prepared
     coordinator: Child
     host: Child
     parties: dict[str, Child]
@@ -51,6 +50,7 @@ async def supervise(job: Job, pieces: Pieces, live: Live) -> None:
             session.start_soon(_watch, job, pieces, "host", session.cancel_scope)
             participants = await _listen(job, pieces, session)
             if participants is not None:
+                session.start_soon(_unheard, job, session.cancel_scope)
                 author = await _propose(job, pieces, participants)
                 session.start_soon(_follow, job, pieces)
                 await _until_ended(job, pieces, author)
@@ -103,9 +103,9 @@ async def _propose(job: Job, pieces: Pieces, participants: dict[str, Participant
         job.scenario,
         participants=[participants[name] for name in job.scenario.party],
         author=author.public,
-        measurements=[pieces.measurement],
-        root=pieces.root,
-        simulated=True,
+        measurements=[pieces.prepared.measurement],
+        root=pieces.prepared.root,
+        simulated=pieces.prepared.simulated,
         now_ms=time.time_ns() // 1_000_000,
         random=os.urandom(32),
     )
@@ -117,6 +117,14 @@ async def _propose(job: Job, pieces: Pieces, participants: dict[str, Participant
     for child in (*pieces.parties.values(), pieces.host):
         child.tell(told)
     return author
+
+
+async def _unheard(job: Job, session: trio.CancelScope) -> None:
+    """Who knows the contract keeps its deadlines; a coordinator that stands still from the first tells nobody of it."""
+    await trio.sleep(job.scenario.deadlines.consent / 1000 + 2 * PATIENCE_S)
+    if job.first_consent is None:
+        job.unheard()
+        session.cancel()
 
 
 async def _follow(job: Job, pieces: Pieces) -> None:
@@ -187,6 +195,8 @@ async def _watch(job: Job, pieces: Pieces, which: str, session: trio.CancelScope
         failed = ""
         async for line in child.lines():
             failed = line.get("failed", failed)
+            if "event" in line:
+                job.events.append(line["event"])
             if "refused" in line:
                 job.complaints.append(f"the {which} refused: {line['refused']}")
         status = await child.ended()

@@ -2,10 +2,10 @@
 
 import cbor2
 
-from mpc.protocol.encoding import Record
+from mpc.protocol.encoding import Record, decode
 from mpc.protocol.errors import EncodingError
 from mpc.protocol.messages import KINDS
-from mpc.protocol.signing import KEY_ID, KIND
+from mpc.protocol.signing import ENVELOPE_BYTES_MAX, KEY_ID, KIND, PROTECTED_BYTES_MAX
 
 _MESSAGE_HEAD = b"\x84\x58"  # array of 4, byte string of 24 to 255 bytes; an attestation document's header has 4 bytes
 
@@ -18,8 +18,8 @@ def looks_signed(content: bytes) -> bool:
 def unverified_message(envelope: bytes) -> tuple[str, bytes, Record]:
     """Kind, claimed signer's key, and message, whoever signed it. Raises EncodingError."""
     try:
-        protected, _, payload, _ = cbor2.loads(envelope, max_depth=2)
-        header = cbor2.loads(protected, max_depth=1)
+        protected, _, payload, _ = decode(envelope, ENVELOPE_BYTES_MAX)
+        header = cbor2.loads(protected[:PROTECTED_BYTES_MAX], max_depth=1)
         kind, key = header[KIND], header[KEY_ID]
     except Exception as error:  # cbor2's own and Python's: all say that this is no such message
         raise EncodingError(f"not a signed message ({type(error).__name__})") from None

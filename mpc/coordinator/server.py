@@ -24,7 +24,7 @@ class Live:
     def __init__(self, store: Store, log: list[Entry]) -> None:
         self.store, self.log = store, log
         self.mailbox = self._recall()
-        self._changed = trio.Event()
+        self._changed, self._said = trio.Event(), trio.Event()  # anything; the log
 
     @property
     def name(self) -> bytes:
@@ -49,14 +49,17 @@ class Live:
             self.log += entries
         if entries and self.mailbox.ended is not None:
             self.store.delete_chunks(self.name)
-        self.wake()
-
-    def wake(self) -> None:
+        if entries:
+            self._said.set()
+            self._said = trio.Event()
         self._changed.set()
         self._changed = trio.Event()
 
     async def changed(self) -> None:
         await self._changed.wait()
+
+    async def said(self) -> None:
+        await self._said.wait()
 
 
 class Server:
@@ -154,7 +157,7 @@ class Server:
             while sent < len(live.log):
                 await connection.send(encode_entry(live.log[sent]))
                 sent += 1
-            await live.changed()
+            await live.said()
 
     async def _send_chunks(self, connection: Connection, live: Live, epoch: int, stream: int, count: int) -> None:
         """Chunks 0 to `count` - 1 as they come; ends early when the epoch or the session does."""

@@ -3,7 +3,6 @@
 What a real process keeps on its disk outlives `kill`; nothing else does.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, field
@@ -86,14 +85,6 @@ class Put:
 Item = Entry | Post | Put | EnclaveLost | runtime.Begin | runtime.Message | runtime.Chunk
 
 
-def program(tables: Sequence[bytes], recipients: Sequence[str]) -> dict[str, bytes]:
-    """The joint program of this world and its own oracle: a digest of all tables, one for each recipient."""
-    state = hashlib.sha384(b"world program")
-    for table in tables:
-        state.update(len(table).to_bytes(8, "big") + table)
-    return {name: state.digest() + name.encode() for name in recipients}
-
-
 class Actor:
     """A shell: one machine, one wire to it, and what is asked of its own process."""
 
@@ -105,7 +96,7 @@ class Actor:
         self.silent = False  # the adversary no longer delivers to it, and it no longer moves
         self.skew_ms = 0
         self.crash_in: int | None = None  # dies before it performs so many more actions
-        self.cryptography = SeededCryptography(f"{world.seed} {name}")
+        self.cryptography = SeededCryptography(f"{world.entropy} {name}")
 
     @property
     def wire(self) -> list[Item]:
@@ -134,19 +125,25 @@ class Actor:
 
     def ask(self, machine: object, event: object, call: Callable[[], list[Any]]) -> list[Any]:
         """What a machine answers; nothing when it refuses, and then it must be as it was."""
-        before = _state(machine)
+        before, heard = _state(machine), f"{word(event)}{self._whose(event)}"
         try:
             actions = call()
         except PeerError as error:
-            self.world.tell(
-                f"{self.name} refuses {word(event)}: {type(error).__name__}: {error.what}", Shown(str(error))
-            )
+            self.world.tell(f"{self.name} refuses {heard}: {type(error).__name__}: {error.what}", Shown(str(error)))
             if _state(machine) != before:
                 raise Broken("first check, then change", f"{self.name} refused {word(event)} and changed") from error
             return []
         words = ", ".join(map(word, actions)) or "nothing"
-        self.world.tell(f"{self.name} hears {word(event)} and does {words}", Shown(repr((event, actions))))
+        self.world.tell(f"{self.name} hears {heard} and does {words}", Shown(repr((event, actions))))
         return actions
+
+    def _whose(self, event: object) -> str:
+        """Who signed it, in words."""
+        entry = event.entry if isinstance(event, member.Heard) else event
+        try:
+            return f" of {self.world.who(opened(entry.envelope).signer)}"  # type: ignore[attr-defined]
+        except (AttributeError, MpcError):
+            return ""
 
     def crashes(self) -> bool:
         """Whether it dies here, between two actions."""
@@ -196,8 +193,13 @@ def word(thing: object) -> str:
     return type(thing).__name__.lower()
 
 
+_PLAIN = {bytes, int, bool, str, float, type(None)}  # what a machine holds most of
+
+
 def _state(thing: object, depth: int = 5) -> object:
     """A copy of what a machine holds, deep enough to see any change."""
+    if type(thing) in _PLAIN:
+        return thing
     if isinstance(thing, dict):
         return {key: _state(value, depth - 1) for key, value in thing.items()}
     if isinstance(thing, list | set):

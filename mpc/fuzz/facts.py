@@ -15,6 +15,7 @@ opened = lru_cache(maxsize=4096)(open_signed)  # judges, adversary and machines 
 
 if TYPE_CHECKING:
     from mpc.fuzz.infrastructure import EnclaveActor
+    from mpc.fuzz.world import World
 
 
 class Broken(Exception):
@@ -23,6 +24,7 @@ class Broken(Exception):
     def __init__(self, invariant: str, why: str) -> None:
         super().__init__(f"{invariant}: {why}")
         self.invariant, self.why = invariant, why
+        self.world: World | None = None  # in which it does not hold
 
 
 @dataclass(frozen=True)

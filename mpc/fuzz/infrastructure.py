@@ -1,6 +1,7 @@
 """What the adversary owns and we run: enclaves, each with its security module, and the coordinator."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from enclave_runtime import enclave as runtime
@@ -8,7 +9,7 @@ from enclave_runtime.enclave import Enclave
 from enclave_runtime.nsm import Nsm
 from mpc.coordinator import mailbox as post_office
 from mpc.coordinator.mailbox import EnclaveLost, Mailbox, Post, Stored
-from mpc.fuzz.actors import Actor, Put, open_result, program, word
+from mpc.fuzz.actors import Actor, Put, open_result, word
 from mpc.fuzz.facts import (
     Computing,
     EnclaveSpoke,
@@ -21,7 +22,7 @@ from mpc.fuzz.facts import (
 )
 from mpc.host.simulated_nsm import SimulatedNsm
 from mpc.protocol.contract import Contract
-from mpc.protocol.errors import LocalError
+from mpc.protocol.errors import LocalError, SealError
 from mpc.protocol.messages import (
     KINDS,
     Attestation,
@@ -57,6 +58,7 @@ class EnclaveActor(Actor):
         self.boxes: dict[tuple[int, int], bytes] = {}
         self.last_word = False  # said a release or an abort
         self.computed = False  # has got the program's outcome
+        self.outcomes: frozenset[bytes] = frozenset()  # results that it may hold until they leave
         self.closed = False
         self._releasing = False
         self.touched = False  # since the last look into its memory
@@ -125,7 +127,8 @@ class EnclaveActor(Actor):
             boxes = [self.boxes[sealed.key.stream, index] for index in range(sealed.key.chunks)]
             keys = self.world.keys.get(sealed.recipient)
             if keys is not None:
-                results[sealed.recipient] = open_result(self.contract, binding, sealed, keys, boxes)
+                with suppress(SealError):  # then it has none, and the invariants see that
+                    results[sealed.recipient] = open_result(self.contract, binding, sealed, keys, boxes)
         self.world.note(Released(self, receipt, results, self.now_ms()))
 
     def _compute(self, action: runtime.Compute) -> runtime.Outcome:
@@ -133,12 +136,9 @@ class EnclaveActor(Actor):
         tables = tuple(bytes(self.memory.tables.get(i, b"")[:length]) for i, length in enumerate(action.lengths))
         self.world.note(Computing(self, action.contract, tables))
         self.world.now_ms += self.world.compute_ms
-        for stream, table in enumerate(tables):
-            if table.startswith(b"NOT OF ITS SCHEMA"):
-                return runtime.Outcome(None, bad_table=stream)
-            if table.startswith(b"AGAINST A RULE"):
-                return runtime.Outcome(None)
-        return runtime.Outcome(program(tables, action.contract.recipients))
+        outcome = self.world.job.run(action.contract, tables)
+        self.outcomes = frozenset((outcome.results or {}).values())
+        return outcome
 
 
 class TableMemory:
@@ -166,6 +166,7 @@ class CoordinatorActor(Actor):
         super().__init__(world, "coordinator")
         self.log: list[Entry] = [Said(proposal)]
         self.chunks: dict[tuple[int, int, int], bytes] = {}
+        self.kept: dict[tuple[int, int, int], bytes] = {}  # the adversary's copies, which outlive the session
         self.start()
 
     def start(self) -> None:
@@ -194,7 +195,7 @@ class CoordinatorActor(Actor):
             return [put]
 
         if self.ask(self.mailbox, put, check):
-            self.chunks[put.epoch, put.stream, put.index] = put.box
+            self.chunks[put.epoch, put.stream, put.index] = self.kept[put.epoch, put.stream, put.index] = put.box
             self._handle(Stored(put.epoch, put.stream, put.index))
             self.world.pipe(put)
 

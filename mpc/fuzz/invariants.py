@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from enclave_runtime.nsm import Nsm
-from mpc.fuzz.actors import program
 from mpc.fuzz.facts import (
     Accepted,
     Broken,
@@ -61,7 +60,7 @@ def confidentiality(world: "World", news: Facts) -> None:
     Lost otherwise: the one thing that everybody is here for; somebody reads rows that nobody may show.
     """
     canaries = [canary for name in world.parties if world.is_honest(name) for canary in world.canaries[name]]
-    texts = [canary.decode().strip() for canary in canaries]
+    texts = [canary.decode().strip() for canary in canaries if canary.isascii()]
     for fact in news:
         if isinstance(fact, Seen):
             _hold(not any(canary in bytes(fact.data) for canary in canaries), confidentiality, "a row on the wire")
@@ -101,7 +100,7 @@ def consent(world: "World", news: Facts) -> None:
         for name, (message, said) in signed.items():
             agreed = (message.contract, message.epoch) == (fact.contract.digest, fact.enclave.epoch)
             _hold(agreed, consent, f"{name} consented to something else")
-            if world.is_honest(name):
+            if world.is_honest(name) and said.signer == world.keys[name].signing.public:
                 _hold(said.digest in _said(world, name, Consent), consent, f"{name} never said this consent")
                 sealed = [seal.binding for seal, _ in _spoken(world, name, Seal)]
                 _hold(binding.digest in sealed, consent, f"{name} did not seal to this enclave")
@@ -130,16 +129,19 @@ def integrity(world: "World", news: Facts) -> None:
     """
     for released in _of(news, Released):
         if released.enclave.genuine:
-            expected = _oracle(world, released.enclave)
-            _hold(dict(released.results) == expected, integrity, f"{released.enclave.name} released something else")
+            complete = set(released.results) == set(world.contract.recipients)
+            right = complete and _right(world, released.enclave, released.results)
+            _hold(right, integrity, f"{released.enclave.name} released something else")
     for accepted in _of(news, Accepted):
         if accepted.honest:
             binding = accepted.session.binding
             enclave = next((e for e in world.enclaves if e.genuine and e.binding == binding), None)
             _hold(enclave is not None, integrity, f"{accepted.name} accepted a release of no agreed enclave")
             assert enclave is not None
-            expected = _oracle(world, enclave)
-            _hold(accepted.result == expected.get(accepted.name), integrity, f"{accepted.name} got something else")
+            due = accepted.name in world.contract.recipients
+            got = {} if accepted.result is None else {accepted.name: accepted.result}
+            right = bool(got) == due and _right(world, enclave, got)
+            _hold(right, integrity, f"{accepted.name} got something else")
             try:
                 if accepted.release not in world.verified:
                     verify_receipt(accepted.release, world.policy)
@@ -264,7 +266,7 @@ def erasure(world: "World", _: Facts) -> None:
             _hold(not isinstance(thing, kinds), erasure, f"{enclave.name} still holds a {type(thing).__name__}")
             if isinstance(thing, bytes) and len(thing) == 32:
                 _hold(thing not in world.content_keys, erasure, f"{enclave.name} still holds a content key")
-            elif isinstance(thing, bytes | bytearray):
+            elif isinstance(thing, bytes | bytearray) and bytes(thing) not in enclave.outcomes:
                 rows = any(canary in thing for canaries in world.canaries.values() for canary in canaries)
                 _hold(not rows, erasure, f"{enclave.name} still holds rows")
 
@@ -324,14 +326,13 @@ def _commitments(enclave: EnclaveActor) -> tuple[tuple[str, bytes], ...]:
     return tuple(sorted((name, message.commitment) for name, (message, _) in _roster(enclave).items()))
 
 
-def _oracle(world: "World", enclave: EnclaveActor) -> dict[str, bytes]:
-    """The results of the inputs that the roster's commitments stand for; none when one stands for nothing."""
+def _right(world: "World", enclave: EnclaveActor, results: Mapping[str, bytes]) -> bool:
+    """Whether these are results of the inputs that the roster's commitments stand for."""
     tables: dict[int, bytes] = {}
     for _, commitment in _commitments(enclave):
         tables |= world.inputs.get(commitment, {})
-    if len(tables) != len(world.contract.tables):
-        return {}
-    return program([tables[stream] for stream in sorted(tables)], world.contract.recipients)
+    whole = [tables[stream] for stream in sorted(tables)]
+    return len(whole) == len(world.contract.tables) and world.job.agrees(world.contract, whole, results)
 
 
 def _epoch_of(world: "World", message: Consent | Seal) -> int:

@@ -10,7 +10,7 @@ from mpc.fuzz.facts import (
     Ticked,
     opened,
 )
-from mpc.protocol.errors import PeerError, SealError
+from mpc.protocol.errors import PeerError, PolicyError, SealError
 from mpc.protocol.messages import (
     Attestation,
     Computed,
@@ -56,12 +56,19 @@ class PartyActor(Actor):
         session = self.world.contract.digest
         memories = [memory for memory in self.ledger if memory.contract == session]
         self.machine = Party(
-            self.keys.signing, self.cryptography, session, self.world.accepts, self.world.appraise, memories
+            *(self.keys.signing, self.cryptography, session, self.world.accepts, self.world.appraise, memories),
+            affords=self.affords,
         )
         self.wire[:] = self.world.coordinator.log
         self.ending = None
         self.preparing = self.knows_contract = False
         self.keeping: member.Keep | None = None
+
+    def affords(self, spends: tuple[member.Debit, ...]) -> None:
+        """Its budget for noise is enough for every epoch of the contract, and for no more."""
+        sealed = sum(isinstance(memory, member.Sealed) for memory in self.ledger)
+        if spends and sealed >= self.world.contract.epochs_max:
+            raise PolicyError("the budget for noise is spent")
 
     def receive(self, item: Entry) -> None:
         if not self.honest and isinstance(item, Said) and self._is_mine(item.envelope):
@@ -142,9 +149,10 @@ class PartyActor(Actor):
 class ApproverActor(Actor):
     """An approver's process: it appraises the enclave, and decides once for each that has computed."""
 
-    def __init__(self, world: "World", keys: Keys, *, honest: bool) -> None:
-        super().__init__(world, keys.name)
-        self.keys, self.honest = keys, honest
+    def __init__(self, world: "World", keys: Keys) -> None:
+        also = keys.name in world.parties  # the same person, at another desk
+        super().__init__(world, f"{keys.name} as approver" if also else keys.name)
+        self.keys, self.honest = keys, world.is_honest(keys.name)
         self.decided: dict[int, bytes] = {}  # on its disk: by epoch
         self.start()
 

@@ -1,93 +1,67 @@
 """One session in memory: the real machines, a network and a host that an adversary owns, virtual time, one seed.
 
 `fair()` lets an honest coordinator deliver everything until the session ends. `step(move)` is one move of the
-adversary (mpc.fuzz.moves); the same seed and the same moves give the same events. After each step the invariants
+adversary (mpc.fuzz.moves); the same seed, setting and moves give the same events. After each step the invariants
 (mpc.fuzz.invariants) judge by what really happened. Signatures, sealing, documents and their appraisal are the real
 ones; HPKE draws its own entropy, so ciphertexts differ between two replays, and nothing else does.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from hashlib import sha384
 from random import Random
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from enclave_runtime import enclave as runtime
-from mpc.attestation import AppraisalPolicy, Measurement, verify
+from mpc.attestation import AppraisalPolicy, Measurement, contract_pcr, verify
 from mpc.coordinator.mailbox import EnclaveLost, Post
 from mpc.fuzz.actors import FORWARDED, Actor, Item, Keys, Put, SeededCryptography
 from mpc.fuzz.facts import Broken, Fact, Seen, Spoke, opened
 from mpc.fuzz.infrastructure import CoordinatorActor, EnclaveActor
+from mpc.fuzz.jobs import CONSENT_MS as CONSENT_MS
+from mpc.fuzz.jobs import OTHER_PCRS as OTHER_PCRS
+from mpc.fuzz.jobs import PCRS as PCRS
+from mpc.fuzz.jobs import RELEASE_MS as RELEASE_MS
+from mpc.fuzz.jobs import SEAL_MS as SEAL_MS
+from mpc.fuzz.jobs import START_MS as START_MS
 from mpc.fuzz.participants import ApproverActor, PartyActor
+from mpc.fuzz.setting import PACE, SETTLE
+from mpc.fuzz.setting import Move as Move
+from mpc.fuzz.setting import Setting as Setting
 from mpc.host.simulated_root import SimulatedRoot
-from mpc.protocol import contract as terms
 from mpc.protocol.contract import Contract
 from mpc.protocol.errors import PolicyError
 from mpc.protocol.messages import KINDS, sign
-from mpc.protocol.sealing import CHUNK_BYTES, OpeningKey, cut, padded_bytes
+from mpc.protocol.sealing import OpeningKey, cut, padded_bytes
 from mpc.protocol.signing import SigningKey
 from mpc.transport import Entry, EpochOpened, Said
 from parties.party import Committed, Memory, Sealed
 
-START_MS = 1_800_000_000_000
-CONSENT_MS, SEAL_MS, RELEASE_MS = 60_000, 120_000, 240_000  # deadlines, from the start
-PCRS = {index: sha384(b"agreed image %d" % index).digest() for index in (0, 1, 2)}
-OTHER_PCRS = {**PCRS, 2: sha384(b"another application").digest()}
 F = TypeVar("F")
+CRASH = "a verdict, never a crash"
 STEPS_MAX = 20_000  # of a fair run: far more than any needs
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Who is in the session, and who of them is corrupt."""
-
-    parties: int = 3
-    receivers: int = 0  # own nothing, and get the result
-    approvers: int = 0
-    quorum: int = 0
-    epochs_max: int = 3
-    corrupt: frozenset[str] = frozenset()
-    long: bool = False  # the first party's first table takes three chunks
-    wide: bool = False  # the first party has two tables
-
-    @classmethod
-    def draw(cls, random: Random) -> "Setting":
-        """Any setting with at least one honest party."""
-        parties, approvers = random.randint(1, 4), random.choice((0, 0, 1, 3))
-        names = [*(f"party-{i}" for i in range(1, parties)), *(f"approver-{i}" for i in range(approvers))]
-        return cls(
-            parties=parties,
-            receivers=random.choice((0, 0, 1)),
-            approvers=approvers,
-            quorum=random.randint(0, approvers),
-            epochs_max=random.randint(1, 4),
-            corrupt=frozenset(random.sample(names, random.randint(0, len(names)))),
-            long=random.random() < 0.1,
-            wide=random.random() < 0.2,
-        )
-
-
-class Move(NamedTuple):
-    """One move of the adversary: its name in mpc.fuzz.moves.MOVES, and the seed of its details."""
-
-    name: str
-    draw: int
 
 
 class World:
     """All actors of one session, the wires between them, and what really happened."""
 
-    def __init__(self, seed: int, setting: Setting | None = None) -> None:
-        self.seed, self.random = seed, Random(seed)
+    def __init__(self, seed: int, setting: Setting | None = None, *, another: bool = False) -> None:
+        """`another`: a second session of the same people, with the same keys and another contract."""
+        self.seed, self.random = seed, Random(f"{seed} another" if another else seed)
+        self.entropy = f"{seed} another" if another else f"{seed}"  # what its processes draw from
+        self._another: World | None = None
         self.setting = setting or Setting()
+        self.job = self.setting.job
         self.now_ms = START_MS
         self.compute_ms = 0  # how long the joint program takes
         self.root, self.pcrs = simulated_root(), PCRS
         self.policy = AppraisalPolicy((Measurement("world", PCRS),), frozenset({self.root.fingerprint}))
         self.wires: defaultdict[str, list[Item]] = defaultdict(list)
         self.story: list[str] = []
+        self.moves: list[tuple[Move, int]] = []  # what the adversary did, and how long the story was before
+        self.coverage: Counter[tuple[int, str, str]] = Counter()  # round, message, move
+        self.stepped = 0  # moves of the adversary, and fair ones
+        self._playing = ""
         self.facts: list[Fact] = []
         self._by_kind: defaultdict[type, list[Any]] = defaultdict(list)
         self.checked = 0  # facts that the invariants have seen
@@ -97,71 +71,58 @@ class World:
         self._record_nothing()
         self.enclaves: list[EnclaveActor] = []
         self.coordinator: CoordinatorActor = CoordinatorActor(self, self.proposal)
-        self.parties = {name: self._draw_party(name) for name in self.keys if not name.startswith("approver")}
-        self.approvers = {
-            name: ApproverActor(self, self.keys[name], honest=self.is_honest(name))
-            for name in self.contract.approvals.approvers
-        }
+        takes_part = {*self.contract.parties, *self.contract.recipients, *self.contract.receipt_recipients}
+        self.parties = {name: self._draw_party(name) for name in self.keys if name in takes_part}
+        approvers = [ApproverActor(self, self.keys[name]) for name in self.contract.approvals.approvers]
+        self.approvers = {approver.name: approver for approver in approvers}
         self.launch(1)
 
     def _draw_keys(self) -> None:
         draw = SeededCryptography(f"{self.seed} keys")
-        setting = self.setting
-        counts = {"party": setting.parties, "receiver": setting.receivers, "approver": setting.approvers}
-        names = [f"{role}-{i}" for role, count in counts.items() for i in range(count)]
-        self.keys = {name: Keys.draw(name, draw) for name in names}
+        self.keys = {name: Keys.draw(name, draw) for name in self.job.names(self.setting)}
         self.author = SigningKey(draw.random(32))
         self.stranger = SigningKey(draw.random(32))  # the adversary's own keys
         self.strangers_opening = OpeningKey(draw.random(32))
 
     def _draw_contract(self) -> Contract:
-        parties = [name for name in self.keys if name.startswith("party")]
-        receivers = [name for name in self.keys if name.startswith("receiver")]
-        approvers = tuple(name for name in self.keys if name.startswith("approver"))
-        columns = (terms.Column("value", "string"),)
-        owned = [(name, "rows") for name in parties] + ([("party-0", "more")] if self.setting.wide else [])
-        pcr0, pcr1, pcr2 = PCRS.values()
-        return Contract(
-            version=1,
-            random=SeededCryptography(f"{self.seed} contract").random(32),
-            name="world",
-            title="A digest of everything",
-            author=self.author.public,
-            participants=tuple(keys.participant for keys in self.keys.values()),
-            tables=tuple(
-                terms.Table(table, owner, terms.Rule("exact"), columns, 4 * CHUNK_BYTES) for owner, table in owned
-            ),
-            program=terms.Program("digest", ""),
-            recipients=(*parties[:2], *receivers),
-            receipt_recipients=tuple(parties[2:3]),
-            approvals=terms.Approvals(self.setting.quorum, approvers),
-            enclave=terms.Enclave(
-                image="core",
-                measurements=(terms.Measurement("world", pcr0, pcr1, pcr2),),
-                root=self.root.fingerprint,
-                simulated=True,
-                cpus=1,
-                memory_bytes=64 << 20,
-            ),
-            deadlines=terms.Deadlines(START_MS + CONSENT_MS, START_MS + SEAL_MS, START_MS + RELEASE_MS),
-            epochs_max=self.setting.epochs_max,
-        )
+        people = [keys.participant for keys in self.keys.values()]
+        random = SeededCryptography(f"{self.entropy} contract").random(32)
+        return self.job.contract(self.setting, people, self.author.public, self.root.fingerprint, random)
+
+    def another(self) -> "World":
+        """A second session, to which every owner said yes: a fresh contract over the same data of the honest, with
+        other data of their partners. All went well there."""
+        if self._another is None:
+            self._another = World(self.seed, self.setting, another=True)
+            for name, party in self._another.parties.items():
+                if party.honest:
+                    party.tables = dict(self.parties[name].tables)
+                    party.spooled = party.spool()
+            self._another.fair()
+            self.stepped += self._another.stepped
+        return self._another
 
     def _draw_party(self, name: str) -> PartyActor:
         return PartyActor(self, self.keys[name], self.draw_tables(name), honest=self.is_honest(name))
 
-    def draw_tables(self, name: str, form: bytes = b"") -> dict[int, bytes]:
-        """New tables for a party; each line of an honest one is a canary."""
-        size = {0: 1 + 2 * CHUNK_BYTES // 33} if self.setting.long and name == "party-0" else {}
+    def draw_tables(self, name: str, form: str = "") -> dict[int, bytes]:
+        """New tables for a party; parts of an honest one's are canaries."""
         tables = {}
         for stream in self.contract.tables_of(name):
-            lines = [b"CANARY %s %d %016x\n" % (name.encode(), stream, self.random.getrandbits(64))]
-            tables[stream] = form + b"".join(lines * size.get(stream, self.random.randint(1, 20)))
-            self.canaries[name].append(lines[0])
+            long = self.setting.long and stream == 0
+            drawn = self.job.table(self.contract, stream, self.random, form, long=long)
+            tables[stream] = drawn.data
+            self.canaries[name] += drawn.canaries
         return tables
 
     def is_honest(self, name: str) -> bool:
         return name not in self.setting.corrupt
+
+    def who(self, key: bytes) -> str:
+        """Whose signatures these are."""
+        enclave = next((e.name for e in self.enclaves if e.binding and e.binding.signing_key == key), "")
+        known = {self.author.public: "the author", self.stranger.public: "the adversary"}
+        return self.contract.names.get(key) or enclave or known.get(key, "somebody else")
 
     # What a party's process is given.
 
@@ -174,7 +135,7 @@ class World:
         self, document: bytes, *, nonce: bytes, user_data: bytes, public_key: bytes, contract: Contract, at: int | None
     ) -> None:
         """The production verifier, under the policy of this world and the contract's own PCR."""
-        own = {runtime.CONTRACT_PCR: sha384(bytes(48) + contract.digest).digest()}
+        own = contract_pcr(contract.digest)
         verify(document, self.policy, nonce=nonce, user_data=user_data, public_key=public_key, pcrs=own, at=at)
 
     # What really happened.
@@ -214,13 +175,13 @@ class World:
 
     # The wires, as an honest coordinator and host use them.
 
-    def post(self, sender: Actor, envelope: bytes) -> None:
+    def post(self, sender: PartyActor | ApproverActor | EnclaveActor, envelope: bytes) -> None:
         """A participant or an enclave says something."""
         self.pool.append(envelope)
         self.note(Seen(envelope))
         signed = opened(envelope)
         if not isinstance(sender, EnclaveActor):
-            self.note(Spoke(sender.name, sender.honest, KINDS[signed.kind].decode(signed.payload), signed))
+            self.note(Spoke(sender.keys.name, sender.honest, KINDS[signed.kind].decode(signed.payload), signed))
         self.wires["coordinator"].append(Post(envelope))
 
     def put(self, put: Put) -> None:
@@ -299,8 +260,34 @@ class World:
         """One move of the adversary; raises Broken when an invariant does not hold afterwards."""
         from mpc.fuzz import invariants, moves  # they need this module
 
-        moves.MOVES[move.name].play(self, Random(move.draw))
-        invariants.check(self)
+        self.stepped += 1
+        self.moves.append((move, len(self.story)))
+        self._playing = move.name
+        try:
+            if move.name == PACE:
+                self._go_on(move.draw)
+            elif move.name == SETTLE:
+                self.settle()
+            else:
+                moves.MOVES[move.name].play(self, Random(move.draw))
+                self.touch("")
+            invariants.check(self)
+        except Broken as broken:
+            broken.world = self
+            raise
+        except Exception as error:  # of a machine: it may refuse, and nothing else
+            crashed = Broken(CRASH, f"{type(error).__name__}: {error}")
+            crashed.world = self
+            raise crashed from error
+
+    def _go_on(self, steps: int) -> None:
+        for _ in range(steps):
+            if not self.fair_step():
+                break
+
+    def touch(self, message: str) -> None:
+        """The move that is being played has to do with such a message, in the round that the coordinator is in."""
+        self.coverage[self.coordinator.mailbox.session.round.value, message, self._playing] += 1
 
     def fair_step(self) -> bool:
         """Deliver one thing, in the order of its wire, or go on with a process's own work; False when all wait."""
@@ -312,6 +299,7 @@ class World:
         elif not any(actor.work() for actor in self.actors.values()):
             return False
         invariants.check(self)
+        self.stepped += 1
         return True
 
     def fair(self) -> None:
@@ -350,7 +338,7 @@ class World:
         from mpc.fuzz import invariants
 
         skew_ms = max(abs(actor.skew_ms) for actor in self.actors.values())
-        self.advance(RELEASE_MS + skew_ms + 1)
+        self.advance(self.contract.deadlines.release_ms - START_MS + skew_ms + 1)
         invariants.check(self)
 
     def over(self) -> bool:

@@ -3,7 +3,6 @@
 Isolation is real, attestation is not: the root of trust is a key of this machine. `limitations` says the rest.
 """
 
-import atexit
 import fcntl
 import os
 import pwd
@@ -15,10 +14,9 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from mpc.host import sandbox, seccomp
+from mpc.host import launched, sandbox, seccomp
 from mpc.host.simulated_nsm import SimulatedNsm, SimulatedRoot
 from mpc.image import cache, cpio, eif, standin
 from mpc.image.eif import Image, ImageError, Kind, Section
@@ -30,19 +28,15 @@ _COPY_BYTES = 1 << 24  # at a time
 _AGAIN = "build one here (mpc image build), or run it on the backend that it is for"
 
 
-class Launched:
-    """A running enclave. `channel` is its one channel: a connected, blocking stream socket."""
+class Launched(launched.Launched):
+    """A running enclave. Its processes and its unpacked image go when it is terminated."""
 
     def __init__(self, keeper: "_Keeper", process: sandbox.Process, undo: ExitStack) -> None:
-        self.channel: socket.socket = keeper.channel
-        self.pid: int = process.pid
-        self.measurements: Measurements = keeper.measured.result()
-        self._keeper, self._undo = keeper, undo
-        self._lock = threading.Lock()
-        atexit.register(self.terminate)
+        super().__init__(keeper.channel, keeper.measured.result(), undo)
+        self.pid, self._keeper = process.pid, keeper
 
     def describe(self) -> dict[str, Any]:
-        """What `nitro-cli describe-enclaves` says of an enclave; the flag is ours."""
+        """As nitro-cli does; the flag is ours."""
         return {
             "EnclaveID": self._keeper.module_id,
             "ProcessID": self.pid,
@@ -53,25 +47,14 @@ class Launched:
             "Measurements": {"HashAlgorithm": "Sha384 { ... }", **self.measurements.shown()},
         }
 
-    def terminate(self) -> None:
-        """Kill every process of the enclave and remove the unpacked image. To do it twice is to do it once."""
-        with self._lock:
-            self._undo.close()
-        atexit.unregister(self.terminate)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.terminate()
-
 
 def launch(path: Path, *, cpus: int, memory_bytes: int, root: SimulatedRoot) -> Launched:
     """Measure, unpack and start an image; its NSM signs under `root`. Returns when its application starts.
 
     Args: cpus: at most; a machine with fewer gives what it has. memory_bytes: private memory of each process of the
         enclave, and each of its tables in shared memory.
-    Raises: ImageError when the file is no image for this backend; LocalError when this machine lacks something.
+    Raises: ImageError when the file is no image for this backend; LocalError when this machine lacks something;
+        EnclaveLost when it died while it was starting.
     """
     with eif.opened(path) as image, ThreadPoolExecutor(2) as pool, ExitStack() as undo:
         ramdisks = _check(image)
@@ -116,7 +99,7 @@ class _Keeper(threading.Thread):
                 simulated = SimulatedNsm(self._root, self.measured.result().pcrs)
                 self.module_id = simulated.module_id
                 simulated.serve(self._nsm)
-            except ImageError:  # `launch` raises it
+            except LocalError:  # `launch` raises it
                 process.kill()
             os.waitpid(process.launcher, 0)
 
@@ -218,7 +201,10 @@ def _held(folder: Path) -> Iterator[bool]:
 
 def limitations() -> list[str]:
     """What a local enclave on this machine, launched by this user, is not safe from: a sentence each."""
-    user = pwd.getpwuid(os.geteuid()).pw_name
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a container's user may have no name
+        user = str(os.geteuid())
     found = [
         "SIMULATED: a key of this machine signs the attestation, which so proves nothing about the machine.",
         "Root on this machine sees and changes everything in the enclave.",

@@ -3,33 +3,33 @@
 nitro-cli launches and ends it. Its channel is vsock, and it is the enclave that connects: to a port of this, the
 parent instance, where we listen before it exists. So nothing in the enclave listens, nobody but that enclave (by its
 CID, which the hypervisor vouches for) gets the channel, and nobody has to guess when the other is ready.
-Tested against a stand-in for nitro-cli, and in QEMU; not yet run on AWS hardware. See docs/NITRO.md.
+Tested against a stand-in for nitro-cli; not yet run on AWS hardware. See docs/NITRO.md.
 
 Source: AWS Nitro Enclaves user guide, "Nitro CLI" and "Nitro Enclaves CLI error codes"; aws-nitro-enclaves-cli
 src/common/document_errors.rs, src/enclave_proc/resource_manager.rs; man 7 vsock.
 """
 
-import atexit
 import errno
 import json
 import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
-from mpc.image import eif, standin
+from mpc.host import launched
+from mpc.host.launched import EnclaveLost
+from mpc.image import cache, eif, standin
 from mpc.image.eif import ImageError, Kind
-from mpc.image.measure import Measurements, measure_image
+from mpc.image.measure import Measurements
 from mpc.image.nitro_init import CHANNEL_PORT
 from mpc.protocol.errors import LocalError
 
@@ -38,6 +38,7 @@ PORT_S = 180  # to wait for another launch on this instance to be over
 RUN_S = 600  # for nitro-cli to launch; it waits for the enclave's heartbeat itself, 90 s for each 6 GiB of image
 ASK_S = 60  # for its other commands
 CHANNEL_S = 60  # from the heartbeat until the application's connection
+LOOK_S = 5  # meanwhile, how often to look whether the enclave lives
 BACKLOG = 64  # connections that may wait, most of them strangers'
 DEBUG_WARNING = (
     "DEBUG MODE: this instance reads the enclave's console, and the PCRs in the enclave's documents are all zero.\n"
@@ -68,39 +69,19 @@ class Listener(Protocol):
     def close(self) -> None: ...
 
 
-class Launched:
-    """A running enclave. `channel` is its one channel: a connected, blocking stream socket."""
+class Launched(launched.Launched):
+    """A running enclave."""
 
     def __init__(
         self, channel: socket.socket, info: dict[str, Any], measurements: Measurements, undo: ExitStack
     ) -> None:
-        self.channel = channel
+        super().__init__(channel, measurements, undo)
         self.enclave_id: str = info["EnclaveID"]
         self.pid: int = info["ProcessID"]  # of nitro-cli's process that holds the enclave
-        self.measurements = measurements  # as its documents show them: all zero in debug mode
-        self._undo = undo
-        self._lock = threading.Lock()
-        atexit.register(self.terminate)
 
     def describe(self) -> dict[str, Any]:
-        """What `nitro-cli describe-enclaves` says of it; its `State` is TERMINATED when that knows it no more."""
         found = _find("EnclaveID", self.enclave_id) or {"EnclaveID": self.enclave_id, "State": "TERMINATED"}
         return {"Measurements": {"HashAlgorithm": "Sha384 { ... }", **self.measurements.shown()}, **found}
-
-    def terminate(self) -> None:
-        """Hang up and end the enclave, if it has not ended itself. To do it twice is to do it once.
-
-        Raises: LocalError when it still runs: it holds keys, and this instance's memory.
-        """
-        atexit.unregister(self.terminate)
-        with self._lock:
-            self._undo.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.terminate()
 
 
 def listen() -> Listener:
@@ -128,39 +109,32 @@ def listen() -> Listener:
         return listener
 
 
-def check(device: Path = DEVICE) -> None:
+def check() -> None:
     """Raises LocalError when this machine is no parent instance, or this user may not launch enclaves."""
     if shutil.which("nitro-cli") is None:
         raise LocalError(
             "the nitro backend launches with nitro-cli, which is not here: run it on an EC2 instance with Nitro "
             f"Enclaves enabled (Amazon Linux 2023: sudo dnf install aws-nitro-enclaves-cli); {_GUIDE}"
         )
-    if not device.exists():
+    if not DEVICE.exists():
         raise LocalError(
-            f"{device} is missing: launch this instance with enclaves enabled (--enclave-options Enabled=true), and "
+            f"{DEVICE} is missing: launch this instance with enclaves enabled (--enclave-options Enabled=true), and "
             f"load the driver (sudo modprobe nitro_enclaves); {_GUIDE}"
         )
-    if not os.access(device, os.R_OK | os.W_OK):
-        raise LocalError(f"{device}: no permission; join its group (sudo usermod -aG ne $USER) and log in again")
+    if not os.access(DEVICE, os.R_OK | os.W_OK):
+        raise LocalError(f"{DEVICE}: no permission; join its group (sudo usermod -aG ne $USER) and log in again")
 
 
-def launch(
-    path: Path,
-    *,
-    cpus: int,
-    memory_bytes: int,
-    console: Path | None = None,
-    device: Path = DEVICE,
-    listen: Callable[[], Listener] = listen,
-) -> Launched:
+def launch(path: Path, *, cpus: int, memory_bytes: int, console: Path | None = None) -> Launched:
     """Launch an image. Returns when its application has connected.
 
     Args: cpus: an even number on x86 instances. memory_bytes: all that the enclave has, its image unpacked included;
         rounded up to 1 MiB. console: launch in DEBUG MODE, which no party accepts, and write the console there.
-    Raises: ImageError when the file is no image for this backend; LocalError, with what to do, when nitro-cli refuses.
+    Raises: ImageError when the file is no image for this backend; LocalError, with what to do, when nitro-cli refuses;
+        EnclaveLost when the enclave died before its application connected.
     """
-    check(device)
-    measured = _measure(path)
+    check()
+    measured = measure(path)
     if console is not None:
         sys.stderr.write(DEBUG_WARNING)
         measured = Measurements(bytes(48), bytes(48), bytes(48))
@@ -174,7 +148,7 @@ def launch(
             undo.callback(_end, name)
             if console is not None:
                 undo.callback(_write_console(info["EnclaveID"], console))
-            channel = _accept(listener, info["EnclaveCID"], console)
+            channel = _accept(listener, info, console)
             undo.callback(channel.close)
             return Launched(channel, info, measured, undo.pop_all())
     finally:
@@ -198,23 +172,26 @@ def _started(info: Any) -> dict[str, Any]:
     return info
 
 
-def _measure(path: Path) -> Measurements:
+def measure(path: Path) -> Measurements:
+    """What an image measures. Raises ImageError when it is none for this backend."""
     with eif.opened(path) as image:
         if image.read(image.of(Kind.CMDLINE)[0]) == standin.CMDLINE:
             raise ImageError(f"{path}: an image for the local backend, without a kernel; {_GUIDE} and build one")
-        return measure_image(image)[0]
+        return cache.measured(image)
 
 
-def _accept(listener: Listener, cid: int, console: Path | None) -> socket.socket:
+def _accept(listener: Listener, info: dict[str, Any], console: Path | None) -> socket.socket:
     """The connection of the enclave with that CID. Anybody on this instance may connect; others are hung up on."""
     until = time.monotonic() + CHANNEL_S
     while (left := until - time.monotonic()) > 0:
-        listener.settimeout(left)
+        listener.settimeout(min(left, LOOK_S))
         try:
             connection, (theirs, _) = listener.accept()
         except TimeoutError:
-            break
-        if theirs == cid:
+            if _find("EnclaveID", info["EnclaveID"]) is None:
+                raise EnclaveLost("the enclave ended before its application connected") from None
+            continue
+        if theirs == info["EnclaveCID"]:
             connection.settimeout(None)
             return connection
         connection.close()
@@ -224,11 +201,14 @@ def _accept(listener: Listener, cid: int, console: Path | None) -> socket.socket
 
 def _write_console(enclave_id: str, file: Path) -> Callable[[], None]:
     """Returns what ends it."""
-    with file.open("ab") as out:
-        out.write(DEBUG_WARNING.encode())
-        out.flush()
-        command = ["nitro-cli", "console", "--enclave-id", enclave_id]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    try:
+        with file.open("ab") as out:
+            out.write(DEBUG_WARNING.encode())
+            out.flush()
+            command = ["nitro-cli", "console", "--enclave-id", enclave_id]
+            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    except OSError as error:
+        raise LocalError(f"{file}: the console cannot be written there ({error.strerror})") from None
 
     def end() -> None:
         process.kill()
@@ -251,10 +231,14 @@ def _end(name: str) -> None:
 
 
 def _find(key: str, value: str) -> dict[str, Any] | None:
-    """What describe-enclaves says of one of this user's enclaves."""
+    """What describe-enclaves says of one of this user's enclaves. Raises LocalError unless it is a list of them.
+
+    What was not understood must not pass for an enclave that is gone: nobody would end it.
+    """
     listed = _nitro_cli("describe-enclaves", timeout_s=ASK_S)
-    entries = listed if isinstance(listed, list) else []
-    return next((entry for entry in entries if isinstance(entry, dict) and entry.get(key) == value), None)
+    if not isinstance(listed, list) or not all(isinstance(one, dict) and "EnclaveID" in one for one in listed):
+        raise LocalError("nitro-cli describe-enclaves", expected="a JSON list of enclaves", got="something else")
+    return next((entry for entry in listed if entry.get(key) == value), None)
 
 
 def _nitro_cli(command: str, *arguments: str, timeout_s: float) -> Any:
@@ -273,11 +257,13 @@ def _nitro_cli(command: str, *arguments: str, timeout_s: float) -> Any:
         raise LocalError(f"nitro-cli {command} did not end within {timeout_s} s") from None
     except OSError as error:
         raise LocalError(f"nitro-cli cannot be run ({error.strerror}); {_GUIDE}") from None
-    if done.returncode != 0:
+    if done.returncode < 0:
+        raise LocalError(f"nitro-cli {command} was ended by a signal ({signal.strsignal(-done.returncode)})")
+    if done.returncode > 0:
         raise LocalError(_explain(command, done.stderr))
     try:
         return json.loads(done.stdout)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise LocalError(f"nitro-cli {command} printed no JSON; nitro-cli 1.2 or later does") from None
 
 

@@ -16,11 +16,13 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mpc.host.launched import EnclaveLost
 from mpc.image import standin
 from mpc.protocol.errors import LocalError
 
 INSTALL = "install bubblewrap (Debian, Ubuntu: sudo apt install bubblewrap; Fedora: sudo dnf install bubblewrap)"
 START_S = 60  # until the application has been imported, on a machine that is very busy
+KILLED = "the enclave was killed while it was starting"
 LINE_CHARACTERS_MAX = 300  # of the console, in an error
 _PIPE_BYTES = 1 << 16
 PROCESSES_MAX, DESCRIPTORS_MAX = 512, 4096
@@ -47,11 +49,13 @@ class Process:
     console: int  # pipe: what was said until then
 
     def wait_ready(self) -> None:
-        """Raises LocalError, with the console's words, when the application does not start."""
+        """Raises LocalError, with the console's words, when the application does not start; EnclaveLost without any."""
         if not select.select([self.ready], [], [], START_S)[0]:
-            raise LocalError(f"the enclave did not start within {START_S} s{self._said()}")
+            raise LocalError(f"the enclave did not start within {START_S} s{_console(self.console)}")
         if not os.read(self.ready, 1):
-            raise LocalError(f"the enclave did not start{self._said()}")
+            if said := _console(self.console):
+                raise LocalError(f"the enclave did not start{said}")
+            raise EnclaveLost(KILLED)  # code that lacks something says what
 
     def kill(self) -> None:
         with suppress(ProcessLookupError):
@@ -61,14 +65,11 @@ class Process:
         for descriptor in (self.enclave, self.ready, self.console):
             os.close(descriptor)
 
-    def _said(self) -> str:
-        return _console(self.console)
-
 
 def start(tree: Path, channel: socket.socket, nsm: socket.socket, bpf: bytes, limits: Limits) -> Process:
     """Start bubblewrap, and in it the image that is unpacked in `tree`. It dies with the calling *thread*.
 
-    Raises: LocalError, with bubblewrap's own words, when it cannot make the sandbox.
+    Raises: LocalError, with bubblewrap's own words, when it cannot make the sandbox; EnclaveLost when it was killed.
     """
     bwrap = shutil.which("bwrap")
     if bwrap is None:
@@ -96,9 +97,11 @@ def start(tree: Path, channel: socket.socket, nsm: socket.socket, bpf: bytes, li
             ours.callback(os.close, enclave)
             _limit(pid, limits)
             os.write(go_in, b"\n")
-        except BaseException:
+        except BaseException as error:
             os.kill(launcher, signal.SIGKILL)
             os.waitpid(launcher, 0)
+            if isinstance(error, ProcessLookupError | BrokenPipeError):
+                raise EnclaveLost(KILLED) from None
             raise
         return Process(pid, launcher, os.dup(enclave), os.dup(ready), os.dup(console))
 

@@ -1,13 +1,14 @@
 """The host's shell: one enclave an epoch, and bytes between it and the coordinator."""
 
-import socket
 from collections.abc import Callable
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any
 
 import trio
 
+from mpc.host.launched import EnclaveLost, Launched
 from mpc.protocol.channel import HEADER, Frame, begin_frame, chunk_head, frame, parse_chunk, parse_header
+from mpc.protocol.errors import LocalError
 from mpc.protocol.messages import Seal
 from mpc.protocol.sealing import Buffer
 from mpc.protocol.signing import open_signed
@@ -17,14 +18,6 @@ PUMPS_MAX = 4  # tables under way at once: what the host holds in memory
 FORWARDED = ("consent", "seal", "decision", "abort")
 
 Report = Callable[[dict[str, Any]], None]
-
-
-class Launched(Protocol):
-    """A running enclave; see mpc.host.local."""
-
-    @property
-    def channel(self) -> socket.socket: ...
-    def terminate(self) -> None: ...
 
 
 class Host:
@@ -68,7 +61,12 @@ class Host:
             if any(open_signed(envelope).kind == "attestation" for envelope in before):
                 await self._tell({"op": "lost", "epoch": epoch})  # it belonged to a host that is gone
                 return
-            launched = await trio.to_thread.run_sync(self._launch)
+            try:
+                launched = await trio.to_thread.run_sync(self._launch)
+            except EnclaveLost as lost:
+                self._report({"event": str(lost)})
+                await self._tell({"op": "lost", "epoch": epoch})
+                return
             try:
                 self._report({"enclave": epoch})
                 channel = trio.SocketStream(trio.socket.from_stdlib_socket(launched.channel))
@@ -77,10 +75,13 @@ class Host:
                     nursery.start_soon(self._feed, nursery, channel, lock, epoch)
                     await self._listen(channel, epoch)
                     nursery.cancel_scope.cancel()
-                if not self._released:
-                    await self._tell({"op": "lost", "epoch": epoch})
             finally:
-                launched.terminate()
+                try:
+                    launched.terminate()
+                except LocalError as error:  # no reason to keep a result from its recipients
+                    self._report({"event": str(error)})
+            if not self._released:  # the next one needs the memory of this one
+                await self._tell({"op": "lost", "epoch": epoch})
 
     async def _feed(self, nursery: trio.Nursery, channel: trio.SocketStream, lock: trio.Lock, epoch: int) -> None:
         await self._write(channel, lock, begin_frame(epoch, self._contract))
@@ -107,7 +108,6 @@ class Host:
                 if "box" not in answer:
                     return
                 await self._write(channel, lock, chunk_head(stream, index, len(answer["box"])), answer["box"])
-                self._report({"piped": len(answer["box"]), "stream": stream})
 
         async with self._pumps:
             await self._link.talk(conversation)

@@ -10,10 +10,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from mpc.files import open_regular
 from mpc.image import nitro_init
 from mpc.protocol.errors import LocalError
 
 NEEDED_FOLDERS = ("dev", "modules", "var/empty")  # where /init mounts and looks, and where the engine goes
+_LIBRARY_CACHE = "etc/ld.so.cache"
 _LIBRARY_FOLDERS = ("lib", "lib64", "usr/lib", "usr/lib64", "usr/local/lib")
 # Of the standard library.
 _UNUSED = {"__pycache__", "site-packages", "dist-packages", "test", "tests", "idlelib", "tkinter", "turtledemo"}
@@ -50,10 +52,8 @@ def pack(root: Path, modules: list[Path]) -> bytes:
 
 
 def _module(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise LocalError(f"{path}: cannot be read ({error.strerror})") from None
+    with open_regular(path) as file:
+        content = file.read()
     if not content.startswith(b"\x7fELF"):
         raise LocalError(f"{path}: not a kernel driver; one that is compressed must be unpacked first (xz -d, zstd -d)")
     return content
@@ -63,7 +63,8 @@ def _names(root: Path, prefix: str, version: str) -> Iterator[str]:
     """What goes in, relative to `root`."""
     yield f"{prefix}/bin/{version}"
     yield from (name for name in _LINKS if (root / name).is_symlink())
-    yield from (name for name in ("etc/ld.so.cache",) if (root / name).is_file())
+    if (root / _LIBRARY_CACHE).is_file():
+        yield _LIBRARY_CACHE
     library = root / prefix / "lib" / version
     for folder, folders, files in os.walk(library):
         folders[:] = [name for name in folders if name not in _UNUSED and not name.startswith("config-")]
@@ -79,6 +80,8 @@ def _content(path: Path) -> tuple[int, bytes]:
     mode = path.lstat().st_mode
     if stat.S_ISLNK(mode):
         return _LINK, os.fsencode(path.readlink())
+    if not stat.S_ISREG(mode):
+        raise LocalError(f"{path}: is no regular file, and none that a root file system should have there")
     return (_PROGRAM if mode & 0o111 else _FILE), path.read_bytes()
 
 

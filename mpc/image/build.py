@@ -14,7 +14,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mpc.image import cpio, eif, standin, variant
+from mpc.files import open_regular
+from mpc.image import cpio, eif, standin, variant, wheels
 from mpc.image.eif import Architecture, Buffer, ImageError, Kind
 from mpc.image.measure import Content, Measurements, measure_sections, signed_by
 from mpc.protocol.errors import LocalError
@@ -46,10 +47,12 @@ class Boot:
         text = cmdline.strip().encode()
         if not text.isascii() or b"\0" in text or not 0 < len(text) <= eif.SMALL_BYTES_MAX[Kind.CMDLINE]:
             raise LocalError("kernel command line", expected="some ASCII text")
-        try:
-            return cls(kernel.read_bytes(), text, [bootstrap.read_bytes()], architecture)
-        except OSError as error:
-            raise LocalError(f"{error.filename}: cannot be read ({error.strerror})") from None
+        return cls(_read(kernel), text, [_read(bootstrap)], architecture)
+
+
+def _read(path: Path) -> bytes:
+    with open_regular(path) as file:
+        return file.read()
 
 
 def build(name: str, out: Path, *, boot: Boot | None = None, signer: "Signer | None" = None) -> Measurements:
@@ -71,6 +74,7 @@ def _inputs(name: str, boot: Boot | None) -> tuple[Boot, dict[str, Buffer]]:
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
         described = pool.submit(lambda: boot or Boot.local())
         found = variant.files(name)
+        wheels.check(variant.packages(name))
         contents = pool.map(variant.File.read, found)
         files = {file.name: content for file, content in zip(found, contents, strict=True)}
         return described.result(), files
@@ -100,9 +104,9 @@ def write_image(
         ):
             Path(file.name).chmod(0o644)
             hashing = pool.submit(_measure, boot, application)
-            if signer is not None:
-                sections.append((Kind.SIGNATURE, [signer.sign(hashing.result().pcr0)]))
             try:
+                if signer is not None:
+                    sections.append((Kind.SIGNATURE, [signer.sign(hashing.result().pcr0)]))
                 eif.write(Path(file.name), boot.architecture, sections)
                 Path(file.name).replace(out)
             except BaseException:
@@ -148,17 +152,17 @@ def own_version() -> str:
         return "0+checkout"
 
 
-def compare(path: Path, name: str, boot: Boot | None = None) -> str | None:
+def compare(path: Path, name: str, boot: Boot | None = None, *, application_only: bool = False) -> str | None:
     """The first thing in which an image differs from what this installation would give, or None.
 
-    Raises: ImageError for a file that is no image, or whose application ramdisk we cannot have packed.
+    Raises: ImageError for a file that is no image, or whose ramdisk we cannot have packed, up to the first difference.
     """
     boot, files = _inputs(name, boot)
     with eif.opened(path) as image:
         bootstrap, *application = image.of(Kind.RAMDISK)
         if len(application) != 1:
             raise ImageError(f"{path}: application ramdisks", expected=1, got=len(application))
-        if found := _first_difference(image, application[0], pack(files)):
+        if (found := _first_difference(image, application[0], pack(files))) or application_only:
             return found
         for section, expected in (
             (bootstrap, boot.bootstrap),
@@ -174,17 +178,22 @@ def compare(path: Path, name: str, boot: Boot | None = None) -> str | None:
 
 
 def _first_difference(image: eif.Image, section: eif.Section, parts: list[Buffer]) -> str | None:
-    """Of two ramdisks that we packed, the first name in which they differ."""
-    theirs = {
-        entry.name: _digest(image.chunks(section.offset + entry.offset, entry.size))
-        for entry in cpio.entries(image.reader(section), section.size)
-    }
-    ours = {name: _digest([content]) for name, content in cpio.contents(parts)}
-    for name in sorted(theirs | ours):
-        if ours.get(name) != theirs.get(name):
-            only = "" if name in ours and name in theirs else f" (only {'here' if name in ours else 'in the image'})"
-            return f"{name}{only}"
-    return None
+    """Of two ramdisks that we packed, the first name in which they differ.
+
+    Both are sorted, so they are read side by side: a stranger's may list millions of files.
+    """
+    theirs = cpio.entries(image.reader(section), section.size)
+    for name, content in cpio.contents(parts):
+        entry = next(theirs, None)
+        if entry is None or entry.name > name:
+            return f"{name} (only here)"
+        if entry.name < name:
+            return f"{entry.name} (only in the image)"
+        found = image.chunks(section.offset + entry.offset, entry.size)
+        if entry.size != len(content) or _digest(found) != _digest([content]):
+            return name
+    rest = next(theirs, None)
+    return None if rest is None else f"{rest.name} (only in the image)"
 
 
 def _digest(buffers: Iterable[Buffer]) -> bytes:

@@ -53,7 +53,7 @@ def contents(parts: list[Buffer]) -> Iterator[tuple[str, Buffer]]:
 
 def entries(read: Read, size: int) -> Iterator[Entry]:
     """What an archive of `size` bytes holds. Raises ImageError at the first byte that `pack` would not have written."""
-    place, inode, before, folders = 0, 1, "", {""}
+    place, inode, before, folders, empty = 0, 1, "", {""}, set[str]()
     while True:
         head = read(place, _HEADER_BYTES + NAME_BYTES_MAX + 4)
         try:
@@ -67,8 +67,9 @@ def entries(read: Read, size: int) -> Iterator[Entry]:
         expected = _head(name, inode, length, folder=folder)
         if not _NAME.fullmatch(name) or name <= before or name.rpartition("/")[0] not in folders:
             raise ImageError(f"ramdisk: name at byte {place}", expected="sorted relative paths, each in a folder of it")
+        empty.discard(name.rpartition("/")[0])
         room = size - place - len(expected)
-        if head[: len(expected)] != expected or (folder and length) or not 0 <= length + -length % 4 <= room:
+        if head[: len(expected)] != expected or (folder and length) or not 0 <= length <= room - -length % 4:
             raise ImageError(f"ramdisk: entry at byte {place} is not in the one form that our builder writes")
         place += len(expected)
         yield Entry(name, place, length, folder)
@@ -79,6 +80,9 @@ def entries(read: Read, size: int) -> Iterator[Entry]:
         inode, before = inode + 1, name
         if folder:
             folders.add(name)
+            empty.add(name)
+    if empty:
+        raise ImageError("ramdisk: a folder with nothing in it", got=min(empty))
     end = _head(_TRAILER, 0, 0, folder=None)
     if read(place, len(end)) != end or place + len(end) != size:
         raise ImageError(f"ramdisk: its end at byte {place}", expected=f"{len(end)} bytes of trailer and no more")

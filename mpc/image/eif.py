@@ -16,6 +16,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from mpc.files import open_regular
 from mpc.protocol.errors import LocalError
 
 MAGIC = b".eif"
@@ -97,11 +98,7 @@ def opened(path: Path) -> Iterator[Image]:
 
     Raises: ImageError naming the file and what is wrong in it; LocalError when it cannot be read.
     """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise LocalError(f"{path}: cannot be read ({error.strerror})") from None
-    with file:
+    with open_regular(path) as file:
         try:
             yield _check(path, file)
         except ImageError as error:

@@ -122,16 +122,17 @@ def describe(path: Path) -> dict[str, Any]:
     """What `nitro-cli describe-eif` prints, for json.dumps; raises as `measure` does, so both checks are true."""
     with opened(path) as image:
         measured, certificate = measure_image(image)
+        signer = None if certificate is None else _certificate(certificate)
         metadata = _metadata(image)
     shown: dict[str, Any] = {
         "EifVersion": 4,
         "Measurements": {"HashAlgorithm": "Sha384 { ... }", **measured.shown()},
-        "IsSigned": certificate is not None,
+        "IsSigned": signer is not None,
     }
-    if certificate is not None:
-        shown["SigningCertificate"] = _certificate(certificate)
+    if signer is not None:
+        shown["SigningCertificate"] = signer
     shown["CheckCRC"] = True
-    if certificate is not None:
+    if signer is not None:
         shown["SignatureCheck"] = True
     return shown | metadata
 
@@ -141,6 +142,7 @@ def _metadata(image: Image) -> dict[str, Any]:
     for section in image.of(Kind.METADATA):
         try:
             value = json.loads(image.read(section))
+            json.dumps(value, allow_nan=False)  # Python reads more than JSON; what we print must be read by others
             custom = value["CustomMetadata"] or {}
             inner = {**value["BuildMetadata"], "DockerInfo": value["DockerInfo"], **custom}
             return {"ImageName": value["ImageName"], "ImageVersion": value["ImageVersion"], "Metadata": inner}
@@ -150,15 +152,17 @@ def _metadata(image: Image) -> dict[str, Any]:
 
 
 def _certificate(certificate: "x509.Certificate") -> dict[str, Any]:
-    """As OpenSSL writes these fields."""
-    octets = certificate.signature
-    return {
-        "IssuerName": {_long_name(part.oid): str(part.value) for part in certificate.issuer},
-        "Algorithm": _long_name(certificate.signature_algorithm_oid),
-        "NotBefore": _date(certificate.not_valid_before_utc),
-        "NotAfter": _date(certificate.not_valid_after_utc),
-        "Signature": ":".join(f"{octet:02X}" for octet in octets),
-    }
+    """As OpenSSL writes these fields. Raises ImageError: the library reads names and times when they are asked for."""
+    try:
+        return {
+            "IssuerName": {_long_name(part.oid): str(part.value) for part in certificate.issuer},
+            "Algorithm": _long_name(certificate.signature_algorithm_oid),
+            "NotBefore": _date(certificate.not_valid_before_utc),
+            "NotAfter": _date(certificate.not_valid_after_utc),
+            "Signature": ":".join(f"{octet:02X}" for octet in certificate.signature),
+        }
+    except ValueError:
+        raise ImageError("signature section: its certificate", expected="well-formed names and times") from None
 
 
 def _long_name(oid: "x509.ObjectIdentifier") -> str:

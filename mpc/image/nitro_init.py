@@ -125,8 +125,8 @@ def run_application(channel: socket.socket) -> None:
     os.environ.clear()
     sys.argv = [""]
     sys.path.append("/app")
+    allow_calls(platform.machine())  # before there is a second thread, which would not be bound by it
     application = importlib.import_module("enclave_runtime.__main__")
-    allow_calls(platform.machine())
     os.dup2(0, 1)  # descriptor 0 is /dev/null
     os.dup2(0, 2)
     application.main()

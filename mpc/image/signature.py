@@ -54,7 +54,8 @@ class Signer:
         """The content of the signature section."""
         algorithm, digest, size = _ALGORITHMS[self.key.curve.name]
         protected, payload = cbor2.dumps({1: algorithm}), _payload(pcr0)
-        r, s = decode_dss_signature(self.key.sign(_signed(protected, payload), ec.ECDSA(digest)))
+        how = ec.ECDSA(digest, deterministic_signing=True)  # RFC 6979: two builds are the same bytes
+        r, s = decode_dss_signature(self.key.sign(_signed(protected, payload), how))
         signature = r.to_bytes(size, "big") + s.to_bytes(size, "big")
         pem = self.certificate.public_bytes(serialization.Encoding.PEM)
         message = cbor2.dumps([protected, {}, payload, signature])

@@ -96,6 +96,11 @@ def _listed(table: dict[str, Any]) -> Listed:
     return Listed(table["name"], tuple(table["include"]), exclusions)
 
 
+def packages(name: str) -> list[str]:
+    """The distributions of others that the variant takes files from."""
+    return sorted({listed.distribution for listed in load(name).listed} - {OURS})
+
+
 def files(name: str) -> list[File]:
     """Every file of the variant's application, found in this installation but not read.
 

@@ -12,12 +12,25 @@ from mpc.protocol.encoding import Bytes32, Digest, Limit, Millis, Name, Record, 
 from mpc.protocol.errors import ContractError
 
 CONTRACT_BYTES_MAX = 3 << 20  # of 1,000 parties it is 2 MiB: their sealing keys
+EPSILON_MAX, DELTA_MAX = 20.0, 1e-3  # beyond these nobody should call it noise
 SEALING_KEY_BYTES = 1216  # ML-KEM-768 (1184) ‖ X25519 (32)
 
 VerifyingKey = Bytes32  # Ed25519, raw
 SealingKey = Annotated[bytes, Limit(SEALING_KEY_BYTES, SEALING_KEY_BYTES)]
 Type = Literal["bool", "int64", "double", "string", "date", "timestamp"]
-Use = Literal["join", "group", "filter", "count", "count_distinct", "sum", "avg"]
+Use = Literal[
+    "join",
+    "group",
+    "filter",
+    "count",
+    "count_distinct",
+    "sum",
+    "avg",
+    "variance",
+    "quantile",
+    "correlation",
+    "regression",
+]
 Names = Annotated[tuple[Name, ...], Limit(0, 1000)]
 
 
@@ -27,30 +40,44 @@ class Column(Record):
 
     name: Name
     type: Type
-    use: Annotated[tuple[Use, ...], Limit(0, 7)] = ()
+    use: Annotated[tuple[Use, ...], Limit(0, 11)] = ()
     buckets: Annotated[tuple[float, ...], Limit(0, 64)] = ()  # ascending edges; grouped and filtered only by bucket()
-    clamp: Annotated[tuple[float, ...], Limit(0, 2)] = ()  # (low, high) of a value before sum and avg
+    clamp: Annotated[tuple[float, ...], Limit(0, 2)] = ()  # (low, high) of a value before it is added to others
 
     def validate(self) -> None:
         if list(self.buckets) != sorted(set(self.buckets)) or len(self.buckets) == 1:
             raise ContractError(f"column {self.name}: buckets", expected="two or more ascending edges")
         if self.clamp and (len(self.clamp) != 2 or self.clamp[0] >= self.clamp[1]):
             raise ContractError(f"column {self.name}: clamp", expected="[low, high] with low < high")
-        if self.type not in ("int64", "double") and (self.buckets or self.clamp or {"sum", "avg"} & set(self.use)):
-            raise ContractError(f"column {self.name}: buckets, clamp, sum and avg", expected="a number", got=self.type)
+        numeric = {"sum", "avg", "variance", "quantile", "correlation"} & set(self.use)
+        if self.type not in ("int64", "double") and (self.buckets or self.clamp or numeric):
+            what = ", ".join(["buckets", "clamp", *sorted(numeric)])
+            raise ContractError(f"column {self.name}: {what}", expected="a number", got=self.type)
 
 
 @dataclass(frozen=True)
 class Rule(Record):
     """What may leave of one table, as its owner decided."""
 
-    kind: Literal["aggregate", "exact"]
+    kind: Literal["aggregate", "exact", "noise"]
     entity: Annotated[tuple[Name, ...], Limit(0, 8)] = ()  # columns that name one entity; none: each row is one
     k: Annotated[int, Limit(0, 1_000_000)] = 0  # aggregate: distinct entities of this owner behind every group
+    # noise: the result is (epsilon, delta) differentially private for one entity, of which `rows` rows count.
+    epsilon: float = 0.0
+    delta: float = 0.0
+    rows: Annotated[int, Limit(0, 1_000_000)] = 0
 
     def validate(self) -> None:
         if (self.kind == "aggregate") != (self.k > 0):
-            raise ContractError("rule: k", expected="at least 1 for an aggregate rule, and 0 for an exact one")
+            raise ContractError("rule: k", expected="at least 1 for an aggregate rule, and 0 for another one")
+        if self.kind != "noise":
+            if self.epsilon or self.delta or self.rows:
+                raise ContractError("rule: epsilon, delta and rows", expected="0, unless its kind is noise")
+        elif not 1e-6 <= self.epsilon <= EPSILON_MAX or not 0 <= self.delta <= DELTA_MAX or not self.rows:
+            expected = f"epsilon above 0, at most {EPSILON_MAX:g}; delta at most {DELTA_MAX:g}; at least 1 row"
+            raise ContractError("rule: noise", expected=expected)
+        elif not self.entity and self.rows > 1:
+            raise ContractError("rule: rows", expected="1, where no column names the entity and each row is one")
 
 
 @dataclass(frozen=True)
