@@ -24,31 +24,62 @@ FILES_PER_MESSAGE = 200  # the kernel passes at most 253 at once
 NOBODY, EMPTY = 65534, "/var/empty"
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS = 1, 4, 38
 
-_JOB = struct.Struct(">II")  # bytes of the contract, tables; then the contract, and 8 bytes of length for each table
+# Bytes of the contract, tables, which one is meant (-1: all, and the program runs); then the contract, and 8 bytes of
+# length for each table.
+_JOB = struct.Struct(">IIi")
 
 
 class Engine:
-    """Forks when it is made: before there is any secret, in a process of one thread. For one job."""
+    """Two processes, forked before there is any secret, in a process of one thread. For one job."""
 
     def __init__(self) -> None:
-        self._socket, theirs = socket.socketpair()
-        self._pid = os.fork()
-        if self._pid == 0:
-            _child(theirs)
-        theirs.close()
+        self._all, self._one = _Process(), _Process(lazy=True)
 
     def compute(self, contract: Contract, tables: Sequence[tuple[int, int]], timeout_s: float) -> dict[str, bytes]:
-        """Run the contract's program. The child is gone afterwards, whatever came of it.
+        """Run the contract's program. Both processes are gone afterwards, whatever came of it.
 
         Args:    tables: file descriptor of shared memory and bytes in it, in the order of the contract's tables.
         Returns: recipient → result.
-        Raises:  ProgramRefused.
+        Raises:  ProgramRefused; one that names a table is the word of a process that has seen no other table.
         """
+        try:
+            return self._all.ask(contract, tables, -1, timeout_s)
+        except ProgramRefused as refused:
+            index = refused.table_index
+            if index is None:
+                raise
+            # Who has read all tables may be anybody's by now, and accuse anybody: look at the accused one alone.
+            self._one.ask(contract, [tables[index]], index, timeout_s)
+            raise ProgramRefused("engine") from None
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """End both, whatever they do; again is nothing."""
+        self._all.close()
+        self._one.close()
+
+
+class _Process:
+    """The parent's end of one child, which it believes nothing."""
+
+    def __init__(self, *, lazy: bool = False) -> None:
+        """`lazy`: it loads nothing before it has a job."""
+        self._socket, theirs = socket.socketpair()
+        self._pid = os.fork()
+        if self._pid == 0:
+            _child(theirs, lazy=lazy)
+        theirs.close()
+
+    def ask(
+        self, contract: Contract, tables: Sequence[tuple[int, int]], index: int, timeout_s: float
+    ) -> dict[str, bytes]:
+        """Recipient → result; empty ones when only table `index` is looked at. Raises ProgramRefused."""
         until = time.monotonic() + timeout_s
         encoded, lengths = contract.encode(), [length for _, length in tables]
         try:
             self._socket.settimeout(max(timeout_s, 0.001))
-            self._socket.sendall(_JOB.pack(len(encoded), len(tables)) + encoded)
+            self._socket.sendall(_JOB.pack(len(encoded), len(tables), index) + encoded)
             self._socket.sendall(struct.pack(f">{len(tables)}Q", *lengths))
             for first in range(0, len(tables), FILES_PER_MESSAGE):
                 files = [file for file, _ in tables[first : first + FILES_PER_MESSAGE]]
@@ -57,7 +88,7 @@ class Engine:
             header = _answer(contract)
             code, table, *sizes = header.unpack(_read(self._socket, header.size, until))
             # The child may be anybody's by now: each number is checked before it is used.
-            if 0 <= code < len(CODES) and -1 <= table < len(contract.tables):
+            if 0 <= code < len(CODES) and (table == -1 or table in (range(len(tables)) if index < 0 else (index,))):
                 raise ProgramRefused(tuple(CODES)[code], None if table == -1 else table)
             if code != -1 or sum(sizes) > RESULT_BYTES_MAX:
                 raise ProgramRefused("engine")
@@ -98,10 +129,12 @@ def _read(connection: socket.socket, size: int, until: float | None = None) -> b
     return data
 
 
-def _child(connection: socket.socket) -> NoReturn:
+def _child(connection: socket.socket, *, lazy: bool) -> NoReturn:
     """One job, one answer, the end. Whatever goes wrong is the end too, without a word."""
     try:
         _lock(connection.fileno())
+        if lazy:
+            connection.recv(1, socket.MSG_PEEK)
         warm()
         _leave_root()
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # after the change of user, which clears it
@@ -112,7 +145,7 @@ def _child(connection: socket.socket) -> NoReturn:
 
 
 def _work(connection: socket.socket) -> None:
-    size, count = _JOB.unpack(_read(connection, _JOB.size))
+    size, count, index = _JOB.unpack(_read(connection, _JOB.size))
     contract = Contract.decode(bytes(_read(connection, size)))
     lengths = struct.unpack(f">{count}Q", _read(connection, 8 * count))
     buffers: list[mmap.mmap] = []
@@ -126,7 +159,7 @@ def _work(connection: socket.socket) -> None:
     memory = min(contract.enclave.memory_bytes, hard if hard >= 0 else 1 << 62)  # private; tables are the parent's
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     try:
-        ordered = _run(contract, buffers)
+        ordered = _run(contract, buffers, index)
     except (ProgramRefused, ContractError) as error:
         refused = error if isinstance(error, ProgramRefused) else ProgramRefused("query")
         table = -1 if refused.table_index is None else refused.table_index
@@ -138,8 +171,11 @@ def _work(connection: socket.socket) -> None:
         connection.sendall(result)
 
 
-def _run(contract: Contract, buffers: Sequence[mmap.mmap]) -> list[bytes]:
-    results = program(contract.program.kind).run(contract, open_tables(contract, buffers))
+def _run(contract: Contract, buffers: Sequence[mmap.mmap], only: int) -> list[bytes]:
+    tables = open_tables(contract, buffers, only)
+    if only >= 0:
+        return [b""] * len(contract.recipients)
+    results = program(contract.program.kind).run(contract, tables)
     if sum(map(len, results.values())) > RESULT_BYTES_MAX:
         raise ProgramRefused("result-size")
     return [results[recipient] for recipient in contract.recipients]

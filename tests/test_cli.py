@@ -357,6 +357,8 @@ def test_verify_reads_a_partys_own_policy(mpc: Mpc, receipt: Path, attested: Pat
     assert mpc("verify", attested, *bound).status == 0
     file.write_text(policies.dump(own).replace('"wages"', '"another"'))
     assert "wages" in mpc("verify", receipt, "--policy", file).err
+    receipt.write_bytes(receipt.read_bytes()[:-1])
+    assert mpc("verify", receipt, "--policy", file, "--json").json["step"] == "R1"  # and no word of the policy
 
 
 def test_verify_compares_with_a_contract(mpc: Mpc, receipt: Path, tmp_path: Path) -> None:

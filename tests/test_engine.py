@@ -76,7 +76,7 @@ def test_computes_for_every_recipient_and_leaves_no_process() -> None:
     before = children()
     agreed = contract([VALUES], "SELECT sum(v) AS s FROM values", recipients=("one", "two"))
     engine = Engine()
-    assert len(children() - before) == 1
+    assert len(children() - before) == 2
     with files(numbers(10)) as opened:
         results = engine.compute(agreed, opened, 60)
     assert {name: read(result) for name, result in results.items()} == {"one": [{"s": 45}], "two": [{"s": 45}]}
@@ -119,8 +119,8 @@ def test_memory_and_results_are_limited() -> None:
 def test_a_child_that_dies_is_the_engine_s_failure() -> None:
     before = children()
     engine = Engine()
-    (child,) = children() - before
-    os.kill(child, signal.SIGKILL)
+    for child in children() - before:
+        os.kill(child, signal.SIGKILL)
     with files(numbers(3)) as opened, pytest.raises(ProgramRefused) as refused:
         engine.compute(contract([VALUES], "SELECT sum(v) AS s FROM values"), opened, 60)
     assert refused.value.code == "engine"
@@ -134,7 +134,7 @@ def test_the_child_holds_nothing_and_reaches_nothing() -> None:
     high = fcntl.fcntl(secret, fcntl.F_DUPFD, 700)
     engine = Engine()
     os.close(high)
-    (child,) = children() - before
+    child = min(children() - before)  # the first of the two, which gets all tables
     agreed = contract([VALUES], FOREVER)
 
     def compute() -> None:
@@ -187,7 +187,7 @@ HOSTILE: dict[str, Callable[[int], bytes]] = {
 def test_a_child_that_somebody_took_over(answer: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
     """It says what it likes; the parent believes no number of it."""
 
-    def taken_over(connection: socket.socket) -> Any:
+    def taken_over(connection: socket.socket, *, lazy: bool) -> Any:
         try:
             connection.sendall(b"\0" + answer(2))  # as if it had taken the tables
             connection.shutdown(socket.SHUT_WR)
@@ -199,3 +199,26 @@ def test_a_child_that_somebody_took_over(answer: Callable[[int], bytes], monkeyp
     monkeypatch.setattr(engine_module, "_child", taken_over)
     agreed = contract([VALUES], "SELECT 1 AS x", recipients=("one", "two"))
     assert refusal(agreed, numbers(3)) == ("engine", None)
+
+
+@pytest.mark.parametrize("accused", [0, 1])
+def test_who_read_all_tables_accuses_nobody_alone(accused: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first child is taken over by bob's table and names somebody; the second has seen only that one's table."""
+    other = table("others", "bob", EXACT, column("w", "double"))
+    agreed = contract([VALUES, other], "SELECT 1 AS x")
+    child = engine_module._child
+
+    def taken_over(connection: socket.socket, *, lazy: bool) -> Any:
+        if lazy:
+            child(connection, lazy=lazy)
+        try:
+            answer = struct.pack(">biQ", tuple(CODES).index("input"), accused, 0)
+            connection.sendall(b"\0" + answer)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(1 << 20):
+                pass
+        finally:
+            os._exit(0)
+
+    monkeypatch.setattr(engine_module, "_child", taken_over)
+    assert refusal(agreed, numbers(3), b"no Arrow at all") == (("engine", None) if accused == 0 else ("input", 1))

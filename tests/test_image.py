@@ -291,11 +291,11 @@ def test_compare_names_the_first_file_that_differs(core: Path, tmp_path: Path, m
 def test_compare_reads_a_strangers_list_up_to_the_first_difference(core: Path, tmp_path: Path) -> None:
     """It may be gigabytes of names. What is called the same was read to its last byte."""
     out = tmp_path / "x.eif"
-    build.write_image({"a": b""}, out, build.Boot.local(), title="x")
+    build.write_image({"A": b""}, out, build.Boot.local(), title="x")
     for path in (core, out):
         (tmp_path / "broken.eif").write_bytes(path.read_bytes()[:-1] + b"x")
         if path == out:
-            assert build.compare(tmp_path / "broken.eif", "core") == "app/a (only in the image)"
+            assert build.compare(tmp_path / "broken.eif", "core") == "app/A (only in the image)"
         else:
             with pytest.raises(ImageError, match="its end"):
                 build.compare(tmp_path / "broken.eif", "core")

@@ -1,19 +1,16 @@
 """What all programs share: parameters, the table of programs, the scenarios that show them, the page about them."""
 
 import importlib.util
-import os
 import random
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from joint import EXACT, aggregate, arrow, column, contract, read, stream, table
-from joint_programs import agreed
+from joint_programs import agreed, in_engine
 
 from enclave_runtime import programs
-from enclave_runtime.engine import Engine
 from enclave_runtime.programs import ProgramRefused
 from mpc.protocol.contract import Program, Rule
 from mpc.protocol.errors import ContractError
@@ -37,19 +34,6 @@ def test_the_page_adds_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for counts, expected in (((5, 4), 9), ((5, 0), 5), ((5, 2), None)):
         sealed = [stream(arrow(MEMBERS[0], [{"id": i} for i in range(n)])) for n in counts]
         assert read(in_engine(described, sealed)["analyst"]) == [{"rows": expected}]
-
-
-def in_engine(described: Any, sealed: list[bytes]) -> dict[str, bytes]:
-    """By the enclave's own child process."""
-    files = []
-    try:
-        for data in sealed:
-            files.append((os.memfd_create("table"), len(data)))
-            os.write(files[-1][0], data)
-        return Engine().compute(described, files, 60)
-    finally:
-        for file, _ in files:
-            os.close(file)
 
 
 @pytest.mark.parametrize("kind", KINDS)

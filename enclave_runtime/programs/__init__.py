@@ -88,8 +88,8 @@ def program(kind: str) -> JointProgram:
     return cast(JointProgram, import_module(MODULES[kind]))
 
 
-def open_tables(contract: Contract, buffers: Sequence[object]) -> "list[pa.Table]":
+def open_tables(contract: Contract, buffers: Sequence[object], only: int = -1) -> "list[pa.Table]":
     """See enclave_runtime.programs.inputs, which imports Arrow."""
     from enclave_runtime.programs import inputs
 
-    return inputs.open_tables(contract, buffers)
+    return inputs.open_tables(contract, buffers, only)

@@ -60,7 +60,8 @@ def read(contract: Contract, kind: type[Parameters]) -> Parameters:
         if not place:
             raise ContractError(f"program.parameters: {error}") from None
         wanted, found = (_WORDS.get(str(word), word) for word in (error.expected, error.got))
-        wanted = f"{wanted}; for example {examples[place.partition('[')[0]]}"
+        shown = examples.get(place.partition("[")[0])  # none of what lies deeper
+        wanted = f"{wanted}; for example {shown}" if shown else wanted
         raise ContractError(f"program.parameters.{place}", expected=wanted, got=found) from None
 
 

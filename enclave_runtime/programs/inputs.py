@@ -24,13 +24,15 @@ def schema_of(table: Table) -> pa.Schema:
     return pa.schema([(column.name, TYPES[column.type]) for column in table.columns])
 
 
-def open_tables(contract: Contract, buffers: Sequence[object]) -> list[pa.Table]:
-    """`buffers` (anything with the buffer protocol) in the order of the contract's tables; read in place.
+def open_tables(contract: Contract, buffers: Sequence[object], only: int = -1) -> list[pa.Table]:
+    """`buffers` (anything with the buffer protocol) in the order of the contract's tables, or of table `only`; read
+    in place.
 
     Raises: ProgramRefused input, or memory, with the index of the first table that is wrong.
     """
-    opened = []
-    for index, (buffer, table) in enumerate(zip(buffers, contract.tables, strict=True)):
+    opened, indices = [], range(len(contract.tables)) if only < 0 else (only,)
+    for index, buffer in zip(indices, buffers, strict=True):
+        table = contract.tables[index]
         try:
             opened.append(open_table(buffer, table))
         except ProgramRefused as refused:

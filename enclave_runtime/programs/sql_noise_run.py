@@ -41,7 +41,7 @@ def warm() -> None:
 
 def run_noise(plan: Plan, tables: Sequence[pa.Table]) -> tuple[list[str], list[pa.Array]]:
     """Names and columns of the result. Raises ProgramRefused, duckdb.Error."""
-    noised = _noised(plan, _measured(plan, tables))
+    noised = _noised(plan, measured(plan, tables))
     rows = [_row(plan, key, numbers) for key, numbers in noised]
     positions, place = [], 0
     for output in plan.query.outputs:
@@ -85,24 +85,24 @@ def threshold(counts: Sequence[int], distance: int, epsilon: float, delta: float
     raise ProgramRefused("engine")
 
 
-def _noised(plan: Plan, measured: dict[Key, Numbers]) -> list[tuple[Key, Numbers]]:
+def _noised(plan: Plan, exact: dict[Key, Numbers]) -> list[tuple[Key, Numbers]]:
     """Groups that show, in an order that depends on their keys alone, and their numbers with noise."""
     noised: Numbers = {}
     numbers = list(plan.numbers)
     if plan.domains is not None:
         nothing = {number: [0] * _width(number) for number in numbers}
         keys = list(product(*(tuple(map(number_of, domain)) for domain in plan.domains)))
-        groups = [measured.get(key, nothing) for key in keys]
+        groups = [exact.get(key, nothing) for key in keys]
     else:
         rows = numbers.pop(0)
-        found = sorted(measured, key=lambda key: [(value is None, 0 if value is None else value) for value in key])
-        counts = [measured[key][rows][0] for key in found]
+        found = sorted(exact, key=lambda key: [(value is None, 0 if value is None else value) for value in key])
+        counts = [exact[key][rows][0] for key in found]
         shown = threshold(counts, plan.change, plan.share, plan.delta, plan.scale(rows))
-        keys, groups = [found[i] for i in sorted(shown)], [measured[found[i]] for i in sorted(shown)]
+        keys, groups = [found[i] for i in sorted(shown)], [exact[found[i]] for i in sorted(shown)]
         noised[rows] = [shown[i] for i in sorted(shown)]
     for number in numbers:
-        exact = [value for group in groups for value in group[number]]
-        noised[number] = laplace(exact, plan.change * plan.most(number), plan.share, plan.scale(number))
+        whole = [value for group in groups for value in group[number]]
+        noised[number] = laplace(whole, plan.change * plan.most(number), plan.share, plan.scale(number))
     widths = {number: _width(number) for number in plan.numbers}
     return [
         (key, {number: noised[number][i * width : (i + 1) * width] for number, width in widths.items()})
@@ -117,7 +117,8 @@ def _width(number: Number) -> int:
 # exact numbers, which never leave this part
 
 
-def _measured(plan: Plan, tables: Sequence[pa.Table]) -> dict[Key, Numbers]:
+def measured(plan: Plan, tables: Sequence[pa.Table]) -> dict[Key, Numbers]:
+    """Of each group that there is."""
     connection = connect(plan.contract, plan.contract.enclave.cpus)
     query = plan.query
     for relation in range(len(query.relations)):
@@ -145,19 +146,19 @@ def _measured(plan: Plan, tables: Sequence[pa.Table]) -> dict[Key, Numbers]:
     by = [f"g{i}" for i in range(len(groups))]
     single = [number for number in plan.numbers if number.kind != "histogram"]
     sums = ", ".join([*by, *(_sum(plan, number, refs) for number in single), "1"])
-    measured: dict[Key, Numbers] = {}
+    found: dict[Key, Numbers] = {}
     for row in connection.execute(f"SELECT {sums} FROM counted GROUP BY ALL HAVING count(*) > 0").fetchall():
-        key, found = row[: len(by)], row[len(by) : -1]
-        measured[key] = {number: [int(value)] for number, value in zip(single, found, strict=True)}
+        values = zip(single, row[len(by) : -1], strict=True)
+        found[row[: len(by)]] = {number: [int(value)] for number, value in values}
     for number in set(plan.numbers) - set(single):
-        for group in measured.values():
+        for group in found.values():
             group[number] = [0] * CELLS
         cells = ", ".join([*by, f"{_cell(plan, number, refs)} AS cell", "count(*)"])
         for *given, cell, count in connection.execute(f"SELECT {cells} FROM counted GROUP BY ALL").fetchall():
             if cell is not None:
-                measured[tuple(given)][number][int(cell)] = int(count)
+                found[tuple(given)][number][int(cell)] = int(count)
     connection.close()
-    return measured
+    return found
 
 
 def _stacked(plan: Plan, relation: int, tables: Sequence[pa.Table]) -> pa.Table:

@@ -133,13 +133,14 @@ def _read(der: bytes, place: str) -> Certificate:
     # ATTESTATION step 15
     step = Step.CERTIFICATE_FORM
     try:
+        signed, algorithm, _ = _elements(der)
+        _, serial, inner_algorithm, issuer, _, subject, *_ = _elements(signed)
+        _check_positive(serial)
         certificate = x509.load_der_x509_certificate(der)
         key, extensions, version = certificate.public_key(), certificate.extensions, certificate.version
         not_before, not_after = certificate.not_valid_before_utc, certificate.not_valid_after_utc
-        signed, algorithm, _ = _elements(der)
-        _, _, inner_algorithm, issuer, _, subject, *_ = _elements(signed)
     except Exception as error:  # the parser's many kinds, all for the same reason
-        expected = "strict DER of X.509 v3, no extension twice, a key on its curve"
+        expected = "strict DER of X.509 v3, a serial number above 0, no extension twice, a key on its curve"
         raise refusal(step, f"{place}: not a certificate", expected, type(error).__name__) from None
     if version is not x509.Version.v3:
         raise refusal(step, f"{place}: version", "v3", version.name)
@@ -168,7 +169,7 @@ def _read(der: bytes, place: str) -> Certificate:
 
 
 def _elements(sequence: bytes) -> list[bytes]:
-    """The elements of a DER SEQUENCE, as encoded, of a certificate that the library has read: it is strict about form.
+    """The elements of a DER SEQUENCE, as encoded: right for a certificate that the library reads, too. It is strict.
 
     Names are compared as they are encoded (step 17), which the library shows nobody.
     """
@@ -187,6 +188,12 @@ def _content(der: bytes, place: int) -> tuple[int, int]:
         return start, size
     end = start + (size & 0x7F)
     return end, int.from_bytes(der[start:end], "big")
+
+
+def _check_positive(serial: bytes) -> None:
+    """Before the library reads it: of another serial number that warns on standard error, and goes on."""
+    if int.from_bytes(serial[_content(serial, 0)[0] :], "big", signed=True) <= 0:
+        raise ValueError("serial number")
 
 
 def _extension(extensions: x509.Extensions, kind: type[T]) -> x509.Extension[T] | None:

@@ -11,10 +11,9 @@ from mpc.attestation import AWS_NITRO_ROOT_G1, AppraisalPolicy, Measurement, roo
 from mpc.attestation.document import YEAR_10000_MS
 from mpc.attestation.policy import CODE_PCRS
 from mpc.cli.files import read_bounded
-from mpc.cli.unverified import looks_signed, unverified_message
+from mpc.cli.unverified import looks_signed
 from mpc.protocol.contract import Contract
 from mpc.protocol.errors import LocalError, PeerError, PolicyError
-from mpc.protocol.messages import Release
 from mpc.protocol.rounds import Session
 from mpc.protocol.signing import ENVELOPE_BYTES_MAX
 from mpc.settings import FILE_BYTES_MAX, parse
@@ -82,11 +81,14 @@ def read_time(text: str) -> int:
 
 
 def accepted(
-    file: Path | None, pcrs: Mapping[int, bytes], roots: frozenset[bytes], contract: Contract | None
+    file: Path | None, pcrs: Mapping[int, bytes], roots: frozenset[bytes], session: tuple[str, bool] | None
 ) -> AppraisalPolicy | None:
-    """What the reader accepts; None when nothing was said. `contract`: of which a party's policy may speak."""
+    """What the reader accepts; None when nothing was said.
+
+    Args: session: of which a party's policy may speak: the contract's name, and whether it calls itself simulated.
+    """
     if file is not None:
-        policy = _read_policy(file, contract)
+        policy = _read_policy(file, session)
         return _with_pcrs(policy, pcrs) if pcrs else policy
     if not pcrs and not roots:
         return None
@@ -95,7 +97,7 @@ def accepted(
     return AppraisalPolicy((Measurement("from the command line", pcrs),), roots or frozenset({AWS_NITRO_ROOT_G1}))
 
 
-def _read_policy(file: Path, contract: Contract | None) -> AppraisalPolicy:
+def _read_policy(file: Path, session: tuple[str, bool] | None) -> AppraisalPolicy:
     table = parse(read_bounded(file, FILE_BYTES_MAX), str(file))
     if "party" not in table:
         try:
@@ -105,13 +107,13 @@ def _read_policy(file: Path, contract: Contract | None) -> AppraisalPolicy:
     from parties.policy import load  # a party's own policy says more than which enclaves
 
     policy = load(file)
-    name, simulated = (contract.name, contract.enclave.simulated) if contract else ("", False)
+    name, simulated = session or ("", False)
     # A root that is accepted as simulated vouches for nothing that does not call itself so.
     roots = [root.fingerprint for root in policy.root if root.scenario in ("", name) and root.simulated == simulated]
     if not roots:
         words = " | ".join(root.scenario for root in policy.root)
         kind = "called simulated" if simulated else "not called simulated"
-        got = "a document alone, without --contract" if contract is None else f"{name}, {kind}"
+        got = "a document alone, without --contract" if session is None else f"{name}, {kind}"
         raise PolicyError("the policy accepts a SIMULATED root for one contract only", expected=words, got=got)
     return AppraisalPolicy(
         tuple(image.accepted for image in policy.measurement), frozenset(root_fingerprint(root) for root in roots)
@@ -125,18 +127,6 @@ def _with_pcrs(policy: AppraisalPolicy, pcrs: Mapping[int, bytes]) -> AppraisalP
         raise PolicyError("no measurement of the policy has the PCRs on the command line")
     measurements = tuple(Measurement(m.label, {**m.pcrs, **pcrs}, m.expires_ms) for m in kept)
     return AppraisalPolicy(measurements, policy.roots, policy.age_max_ms)
-
-
-def claimed_contract(envelope: bytes) -> Contract | None:
-    """What a receipt's contract claims to be; None when it is no receipt, which `verify_receipt` will say."""
-    try:
-        _, _, release = unverified_message(envelope)
-        if not isinstance(release, Release):
-            return None
-        _, _, contract = unverified_message(release.receipt.history[0])
-    except (PeerError, IndexError):
-        return None
-    return contract if isinstance(contract, Contract) else None
 
 
 def read_contract(file: Path) -> Contract:

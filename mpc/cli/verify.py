@@ -73,13 +73,16 @@ def verify(
             raise LocalError(
                 f"{file}: a receipt has its own nonces and is judged at its own time; leave --nonce and --at out"
             )
-        mine = given.accepted(policy, expected, fingerprints, given.claimed_contract(content) if policy else None)
+        digest = contract.digest if contract else None
         with _refused(file):
-            return show_receipt(out, verify_receipt(content, mine, contract.digest if contract else None))
+            account = verify_receipt(content, None, digest)  # a broken receipt is refused before a policy is
+            mine = given.accepted(policy, expected, fingerprints, (account.name, account.simulated))
+            return show_receipt(out, account if mine is None else verify_receipt(content, mine, digest))
     refuse_other(file, content)
     with _refused(file):
         unverified_document(content)  # a broken document is refused before anything is said about options
-    mine = given.accepted(policy, expected, fingerprints, contract)
+    session = (contract.name, contract.enclave.simulated) if contract else None
+    mine = given.accepted(policy, expected, fingerprints, session)
     if mine is None:
         raise LocalError(
             f"{file}: nothing says what you accept; name --policy FILE, or --pcr 0=HEX --pcr 1=HEX --pcr 2=HEX, from a "

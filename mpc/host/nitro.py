@@ -236,7 +236,9 @@ def _find(key: str, value: str) -> dict[str, Any] | None:
     What was not understood must not pass for an enclave that is gone: nobody would end it.
     """
     listed = _nitro_cli("describe-enclaves", timeout_s=ASK_S)
-    if not isinstance(listed, list) or not all(isinstance(one, dict) and "EnclaveID" in one for one in listed):
+    if type(listed) is not list or any(
+        type(one) is not dict or type(one.get("EnclaveID")) is not str for one in listed
+    ):
         raise LocalError("nitro-cli describe-enclaves", expected="a JSON list of enclaves", got="something else")
     return next((entry for entry in listed if entry.get(key) == value), None)
 

@@ -272,6 +272,11 @@ def version_1(certificate: bytes) -> bytes:
     return tlv(0x30, b"".join(inner(certificate)[1:-1]))
 
 
+def serial_negative(certificate: bytes) -> bytes:
+    version, _, *others = inner(certificate)
+    return tlv(0x30, b"".join([version, tlv(2, b"\xff\x01"), *others]))
+
+
 def extension_twice(certificate: bytes) -> bytes:
     *others, extensions = inner(certificate)
     each = inner(inner(extensions)[0])

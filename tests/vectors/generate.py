@@ -52,6 +52,7 @@ from forge import (
     pair,
     patch,
     renamed,
+    serial_negative,
     signature_of,
     tlv,
     version_1,
@@ -280,6 +281,7 @@ def certificates() -> None:
     add(15, "leaf_not_der", "The leaf is no certificate.", lambda d: d.set(certificate=drawn("leaf", 600)))
     add(15, "leaf_trailing_byte", "A byte after the leaf.", lambda d: d.set(certificate=d.issued[LEAF].der + b"\0"))
     add(15, "leaf_version_1", "An X.509 v1 leaf, without extensions.", lambda d: d.rewrite(LEAF, version_1))
+    add(15, "leaf_serial_negative", "A serial number below 0.", lambda d: d.rewrite(LEAF, serial_negative))
     add(15, "leaf_extension_twice", "basicConstraints twice.", lambda d: d.rewrite(LEAF, extension_twice))
     add(15, "leaf_unknown_critical", "A critical extension that nobody knows.", lambda d: d.extend(LEAF, unknown))
     add(15, "name_constraints", "Critical name constraints in an authority.", lambda d: d.extend(ZONAL, names))
