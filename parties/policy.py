@@ -38,6 +38,9 @@ class Image(Settings, frozen=True, kw_only=True):
     pcr0: Annotated[Hex48, about("The whole image.")] = msgspec.field(name="PCR0")
     pcr1: Annotated[Hex48, about("Kernel and bootstrap.")] = msgspec.field(name="PCR1")
     pcr2: Annotated[Hex48, about("The application.")] = msgspec.field(name="PCR2")
+    pcr8: Annotated[Hex48 | None, about("The signer's certificate; only in addition.")] = msgspec.field(
+        name="PCR8", default=None
+    )
     expires: Annotated[Moment | None, about("Accepted before that time; none: for ever.")] = None
 
     def __post_init__(self) -> None:
@@ -46,6 +49,7 @@ class Image(Settings, frozen=True, kw_only=True):
     @property
     def accepted(self) -> attestation.Measurement:
         pcrs = {index: bytes.fromhex(pcr) for index, pcr in enumerate((self.pcr0, self.pcr1, self.pcr2))}
+        pcrs |= {8: bytes.fromhex(self.pcr8)} if self.pcr8 else {}
         expires_ms = None if self.expires is None else (self.expires - _EPOCH) // timedelta(milliseconds=1)
         return attestation.Measurement(self.label, pcrs, expires_ms)
 
@@ -317,7 +321,9 @@ def _check_enclave(policy: Policy, contract: Contract, now_ms: int) -> None:
     mine = [image.accepted for image in policy.measurement]
     for one in contract.enclave.measurements:
         theirs = {0: one.pcr0, 1: one.pcr1, 2: one.pcr2}
-        same = [own for own in mine if own.mismatch(theirs) is None]
+        same = [
+            own for own in mine if own.and_also(attestation.Measurement(one.label or "unnamed", theirs)) is not None
+        ]
         path = f"enclave.measurements.{one.label}"
         if not same:
             raise _refused(path, " | ".join(f"{own.label}: {_shown(own.pcrs)}" for own in mine), _shown(theirs))

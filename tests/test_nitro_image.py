@@ -356,12 +356,14 @@ def test_an_image_is_compared_as_far_as_there_is_something_to_compare(
     told(commands.image, "build", "--variant", "core", *boot_options(tmp_path), "-o", image)
     (tmp_path / "other").write_bytes(b"another kernel")
     for options, compared, difference in (
-        ([], "application", None),
+        (["--application-only"], "application", None),
         (boot_options(tmp_path), "image", None),
         (boot_options(tmp_path, kernel=str(tmp_path / "other")), "image", "the KERNEL section"),
     ):
         status, found = told(measuring.measure, image, *core, *options)
         assert (found["compared"], found["first_difference"]) == (compared, difference)
         assert status == (0 if difference is None else 1)
-    status, found = told(measuring.measure, small, *core)
+    with pytest.raises(LocalError, match="compare the rest with --application-only"):
+        told(measuring.measure, image, *core)
+    status, found = told(measuring.measure, small, *core, "--application-only")
     assert (status, found["first_difference"].partition("/")[0]) == (1, "app")

@@ -221,6 +221,18 @@ def test_of_an_entity_only_so_many_rows_count() -> None:
     assert abs(found["s"] - 300) < 1000
 
 
+@needs_opendp
+def test_columns_may_be_called_what_the_generated_query_calls_its_own() -> None:
+    owned = replace(one("SELECT count(*) AS n FROM t", noise(5.0, "id")).tables[0], columns=tuple(columns()))
+    renamed = tuple(replace(c, name=name) for c, name in zip(owned.columns, ("one", "g0", "v0"), strict=True))
+    rule = noise(5.0, "one")
+    described = contracted(
+        "SELECT g0, sum(v0) AS s FROM t WHERE g0 IN (1) GROUP BY g0", replace(owned, columns=renamed, rule=rule)
+    )
+    (found,) = noised(described, [{"one": i, "g0": 1, "v0": 1.0} for i in range(1000)])
+    assert abs(found["s"] - 1000) < 500
+
+
 # groups
 
 

@@ -79,6 +79,15 @@ def test_a_contract_may_ask_for_less(mine: Policy, contract: Contract) -> None:
     accepts(mine, replace(less, tables=contract.tables[:3], participants=contract.participants[:3]), "acme", NOW_MS)
 
 
+def test_a_signer_is_only_an_addition(mine: Policy, contract: Contract) -> None:
+    """PCR8 in the policy: the contract says nothing of it, and the document must have it."""
+    signed = changed(mine, measurement=(changed(mine.measurement[0], pcr8="08" * 48),))
+    accepts(signed, contract, "acme", NOW_MS)
+    assert policy._appraisal(signed, contract).measurements[0].pcrs[8] == b"\x08" * 48
+    with pytest.raises(PolicyError, match="enclave.measurements.other"):
+        accepts(signed, enclave(contract, measurements=(OTHER,)), "acme", NOW_MS)
+
+
 def test_a_key_that_nothing_can_be_sealed_to_is_refused(mine: Policy, contract: Contract) -> None:
     """Even where the policy names it: the enclave would find out only after it has computed."""
     people = [replace(one, sealing_key=b"\xff" * SEALING_KEY_BYTES) for one in PEOPLE]

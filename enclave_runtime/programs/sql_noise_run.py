@@ -125,9 +125,10 @@ def measured(plan: Plan, tables: Sequence[pa.Table]) -> dict[Key, Numbers]:
         register(connection, f"t{relation}", _stacked(plan, relation, tables))
     groups = [output.item for output in query.outputs if isinstance(output.item, Group)]
     refs = sorted({n.ref for n in plan.numbers if n.ref}, key=lambda ref: (ref.relation, ref.column))
-    values = [f"{_group(plan, group)} AS g{i}" for i, group in enumerate(groups)]
-    values += [f"{_name(ref)} AS v{refs.index(ref)}" for ref in refs]
-    content = [f"g{i}" for i in range(len(groups))] + [f"v{i}" for i in range(len(refs))]
+    by = [f'"group {i}"' for i in range(len(groups))]  # with a space, as above
+    content = [*by, *(_value(ref, refs) for ref in refs)]
+    values = [*(_group(plan, group) for group in groups), *map(_name, refs)]
+    values = [f"{value} AS {name}" for value, name in zip(values, content, strict=True)]
     joins = " ".join(
         f"{'LEFT JOIN' if join.outer else 'JOIN'} t{join.right} ON "
         + " AND ".join(f"{_name(Ref(join.left, a))} = {_name(Ref(join.right, b))}" for a, b in join.keys)
@@ -143,13 +144,12 @@ def measured(plan: Plan, tables: Sequence[pa.Table]) -> dict[Key, Numbers]:
         f"QUALIFY row_number() OVER (PARTITION BY {units} ORDER BY {order}) <= {plan.rows}",
         parameters,
     )
-    by = [f"g{i}" for i in range(len(groups))]
     single = [number for number in plan.numbers if number.kind != "histogram"]
     sums = ", ".join([*by, *(_sum(plan, number, refs) for number in single), "1"])
     found: dict[Key, Numbers] = {}
     for row in connection.execute(f"SELECT {sums} FROM counted GROUP BY ALL HAVING count(*) > 0").fetchall():
-        values = zip(single, row[len(by) : -1], strict=True)
-        found[row[: len(by)]] = {number: [int(value)] for number, value in values}
+        sums_of = zip(single, row[len(by) : -1], strict=True)
+        found[row[: len(by)]] = {number: [int(value)] for number, value in sums_of}
     for number in set(plan.numbers) - set(single):
         for group in found.values():
             group[number] = [0] * CELLS
@@ -180,6 +180,11 @@ def _stacked(plan: Plan, relation: int, tables: Sequence[pa.Table]) -> pa.Table:
 
 def _name(ref: Ref) -> str:
     return f't{ref.relation}."{ref.column}"'
+
+
+def _value(ref: Ref, refs: Sequence[Ref]) -> str:
+    """Of a row that counts."""
+    return f'"value {refs.index(ref)}"'
 
 
 def _group(plan: Plan, group: Group) -> str:
@@ -217,7 +222,7 @@ def _moved(plan: Plan, ref: Ref, value: str) -> str:
 def _sum(plan: Plan, number: Number, refs: Sequence[Ref]) -> str:
     if number.ref is None:
         return "count(*)"
-    value = f"v{refs.index(number.ref)}"
+    value = _value(number.ref, refs)
     if number.kind in ("count", "distinct"):
         return f"count({'DISTINCT ' if number.kind == 'distinct' else ''}{value})"
     low, high = plan.column(number.ref).clamp
@@ -231,7 +236,7 @@ def _cell(plan: Plan, number: Number, refs: Sequence[Ref]) -> str:
     """Position of a value's part of the clamp, all being equally wide."""
     assert number.ref is not None
     low, high = plan.column(number.ref).clamp
-    moved = _moved(plan, number.ref, f"v{refs.index(number.ref)}")
+    moved = _moved(plan, number.ref, _value(number.ref, refs))
     factor = CELLS / (high - low)
     return f"least({CELLS - 1}, CAST(floor(({moved} - {low:.17e}::DOUBLE) * {factor:.17e}::DOUBLE) AS INTEGER))"
 

@@ -82,6 +82,9 @@ def check_signature(document: Document, leaf: Certificate) -> None:
         raise refusal(Step.SIGNATURE, "the document's signature is not of its certificate's key") from None
 
 
+_LIMITS = (x509.NameConstraints, x509.PolicyConstraints, x509.InhibitAnyPolicy)
+
+
 @lru_cache(maxsize=CHAINS_REMEMBERED)
 def _authorities(bundle: tuple[bytes, ...]) -> tuple[Certificate, ...]:
     """All that does not depend on the time, for a chain of authorities, each checked under the one before.
@@ -154,6 +157,10 @@ def _read(der: bytes, place: str) -> Certificate:
         if extension.critical and type(extension.value) not in (x509.BasicConstraints, x509.KeyUsage):
             understood = "basicConstraints and keyUsage only"
             raise refusal(step, f"{place}: critical extension", understood, extension.oid.dotted_string)
+        if isinstance(extension.value, _LIMITS):  # RFC 5280 section 6.1 heeds them, critical or not
+            raise refusal(
+                step, f"{place}: extension", "no constraints on names or policies", extension.oid.dotted_string
+            )
     return Certificate(
         parsed=certificate,
         key=key,

@@ -58,9 +58,9 @@ def read_root(text: str) -> bytes:
 
     path = Path(text)
     try:
-        certificate = x509.load_pem_x509_certificate(read_bounded(path, PEM_BYTES_MAX))
+        (certificate,) = x509.load_pem_x509_certificates(read_bounded(path, PEM_BYTES_MAX))
     except ValueError:
-        raise LocalError(f"{path}: not a certificate in PEM form") from None
+        raise LocalError(f"{path}: not one certificate in PEM form") from None
     return sha256(certificate.public_bytes(Encoding.DER)).digest()
 
 

@@ -20,15 +20,21 @@ if TYPE_CHECKING:
         "mpc measure enclave.eif --json            as nitro-cli describe-eif prints it",
         "mpc measure --from-source                 what this installation's files must measure",
         "mpc measure enclave.eif --from-source     is this image that source?",
+        "mpc measure nitro.eif --from-source --application-only",
         "mpc measure --from-source --backend nitro --kernel bzImage --cmdline '…' --ramdisk boot.cpio",
     )
 )
 @click.argument("image", type=PATH, required=False)
 @click.option("--from-source", is_flag=True, help="Measure this installation's files; with IMAGE: compare.")
 @click.option("--variant", default="sql", show_default=True, help="Which image of this installation.")
+@click.option(
+    "--application-only", is_flag=True, help="Compare the application (PCR2) only, not what a nitro image boots."
+)
 @boot_options
 @with_output
-def measure(out: Output, /, image: Path | None, from_source: bool, variant: str, **options: Any) -> int:
+def measure(
+    out: Output, /, image: Path | None, from_source: bool, variant: str, application_only: bool, **options: Any
+) -> int:
     """Print the measurements (PCRs) of IMAGE, an EIF file, or of this installation's own.
 
     Exit status: 0 measured; 1 IMAGE is not what this installation gives (--from-source); 2 not an image.
@@ -48,19 +54,25 @@ def measure(out: Output, /, image: Path | None, from_source: bool, variant: str,
     path = image or cache.cached_image(variant)[0]
     described = describe(path)
     if from_source:
-        return _compare(out, path, variant, described, chosen)
+        return _compare(out, path, variant, described, chosen, application_only=application_only)
     _show(out, str(path), _pcrs(described))
     _about(out, described)
     out.document(described)
     return 0
 
 
-def _compare(out: Output, image: Path, variant: str, described: dict[str, Any], chosen: "Boot | None") -> int:
+def _compare(
+    out: Output, image: Path, variant: str, described: dict[str, Any], chosen: "Boot | None", *, application_only: bool
+) -> int:
     from mpc.image import build, eif, standin
 
     with eif.opened(image) as opened:
-        # What a nitro image boots is no file of this installation.
-        part = chosen is None and opened.read(opened.of(eif.Kind.CMDLINE)[0]) != standin.CMDLINE
+        if chosen is None and not application_only and opened.read(opened.of(eif.Kind.CMDLINE)[0]) != standin.CMDLINE:
+            raise LocalError(
+                f"{image}: boots a kernel and a ramdisk that are no files of this installation; name them with "
+                "--backend nitro, --kernel, --cmdline and --ramdisk, or compare the rest with --application-only"
+            )
+    part = application_only
     difference = build.compare(image, variant, chosen, application_only=part)
     what = f"the application of {image}" if part else str(image)
     if difference is None:
@@ -92,7 +104,7 @@ def _show(out: Output, title: str, pcrs: dict[str, str]) -> None:
 
 def _about(out: Output, described: dict[str, Any]) -> None:
     rows = [
-        (label, str(described[key]))
+        (label, " ".join(str(described[key]).split()))  # in one line, so that it shows nothing else
         for label, key in (("name", "ImageName"), ("version", "ImageVersion"))
         if key in described
     ]

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -58,7 +59,9 @@ def cached_image(name: str, announce: Callable[[], None] | None = None) -> tuple
 
 def measure_from_source(name: str) -> Measurements:
     """What the image of a variant must measure if it was built from the files that this installation has."""
-    return _measurements(remembered(f"source-{name}", _key(name), lambda: build.measure_installation(name).shown()))
+    return _measurements(
+        remembered(f"source-{name}", _key(name), lambda: build.measure_installation(name).shown(), _is_whole)
+    )
 
 
 def contract_measurement(name: str) -> Measurement:
@@ -81,7 +84,12 @@ def measured(image: Image) -> Measurements:
     found = os.fstat(image.file.fileno())
     identity = (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, build.own_version())
     key = hashlib.sha256(repr(identity).encode()).hexdigest()[:32]
-    return _measurements(remembered("measured", key, lambda: dict(measure_image(image)[0].shown())))
+    return _measurements(remembered("measured", key, lambda: dict(measure_image(image)[0].shown()), _is_whole))
+
+
+def _is_whole(made: dict[str, Any]) -> bool:
+    """What a disk that was full, or somebody else, left there is made again."""
+    return all(re.fullmatch("[0-9a-f]{96}", str(made.get(f"PCR{index}"))) for index in (0, 1, 2))
 
 
 def _measurements(made: dict[str, Any]) -> Measurements:

@@ -285,6 +285,8 @@ def certificates() -> None:
     add(15, "leaf_extension_twice", "basicConstraints twice.", lambda d: d.rewrite(LEAF, extension_twice))
     add(15, "leaf_unknown_critical", "A critical extension that nobody knows.", lambda d: d.extend(LEAF, unknown))
     add(15, "name_constraints", "Critical name constraints in an authority.", lambda d: d.extend(ZONAL, names))
+    says = "Name constraints in an authority, not critical: they hold all the same."
+    add(15, "name_constraints_not_critical", says, lambda d: d.extend(ZONAL, names, False))
     add(15, "leaf_p256", "A leaf on P-256, whose key signed the document.", lambda d: d.certify(LEAF, own=p256("leaf")))
     add(15, "authority_p256", "An authority on P-256.", lambda d: d.certify(ZONAL, own=p256("zonal")))
     add(15, "root_p256", "The trusted root is on P-256.", lambda d: d.certify(ROOT, own=p256("root")), own_root=True)
