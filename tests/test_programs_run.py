@@ -1,13 +1,17 @@
 """The scenarios of the programs, by `mpc run`: what each recipient gets is what the clear text says."""
 
 import csv
+import hashlib
 import statistics
 import unicodedata
 from concurrent.futures import Future
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 from runs import SCENARIOS, House, Plays, Run, result
+
+from parties.ledger import Ledger
 
 plays = Plays()
 
@@ -95,6 +99,43 @@ def licences(house: House) -> None:
     for file in run.folder.rglob("*"):
         if file.is_file() and file.relative_to(run.folder).parts[0] not in ("aurora", "eclipse"):
             assert not any(bid in file.read_bytes() for bid in losing), file
+
+
+@plays
+def similar_names(house: House) -> None:
+    """Compiled and run inside the sandbox."""
+    if find_spec("wasmtime") is None:
+        pytest.skip("the extra wasm is not installed: no module runs")
+    run = released(house, "similar-names")
+    for owner in ("bank", "authority"):
+        assert result(run, owner) == [(0, 20), (1, 23), (2, 22)]  # test_wasm.py counts them, too
+    module = (SCENARIOS / "similar-names" / "screen.wasm").read_bytes()
+    verified = house.mpc("verify", run.folder / "bank" / "receipt.cbor", "--json").json["query"]
+    assert f"{len(module)} bytes, SHA-256 {hashlib.sha256(module).hexdigest()}" in verified
+
+
+@plays
+def side_effects(house: House) -> None:
+    """Noise that the sandbox's kernel gives, within what is seen once in a billion runs, and paid for once."""
+    if find_spec("opendp") is None:
+        pytest.skip("the extra noise is not installed: no noise is drawn")
+    run = released(house, "side-effects")
+    drugs = {row["patient"]: row["drug"] for row in rows("side-effects", "registry")}
+    stays: dict[str, list[int]] = {}
+    for row in rows("side-effects", "insurer"):
+        stays.setdefault(row["patient"], []).append(int(row["days"]))
+    found = result(run, "institute")
+    assert [row[0] for row in found] == ["aletol", "boramine", "cinadrox"]
+    for drug, count, low, high, mean, *bars in found:
+        of_patients = [days for patient, days in stays.items() if drugs.get(patient) == drug]
+        assert abs(count - sum(min(len(days), 3) for days in of_patients)) < 9 * 21
+        assert (low, high) == (count - 27, count + 27)
+        assert mean == pytest.approx(statistics.fmean(min(d, 30) for days in of_patients for d in days), abs=6)
+        assert bars[0] <= mean <= bars[1]
+    for owner, dataset, spent in (("registry", "prescriptions", 1), ("insurer", "stays", 2)):
+        ledger = Ledger(run.folder / owner)
+        assert ledger.spent(dataset) == (spent, 0)
+        ledger.close()
 
 
 @plays

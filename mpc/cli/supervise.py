@@ -21,7 +21,7 @@ from mpc.transport import Link, Refused, one_fault
 
 RESTARTS_MAX = 3  # of the coordinator and of the host, which keep nothing that they cannot find again
 START_S = 60  # for a party to make its keys, on a machine that is very busy
-PATIENCE_S = 2.0  # with those who have not ended when the session has
+PATIENCE_S = 8.0  # with those who have not ended when the session has
 LAST_WORD_S = 1.0  # for what a process that has ended said before
 POLL_S = 0.01
 
