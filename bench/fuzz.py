@@ -7,6 +7,8 @@ from pathlib import Path
 from bench.faults import FAULTS
 from bench.figures import Figure, Report, median
 from bench.planting import by_hypothesis, by_swarm, hunt, planted
+from mpc.fuzz.adversaries import ADVERSARIES
+from mpc.fuzz.explorer import explore
 from mpc.fuzz.moves import attack
 from mpc.fuzz.setting import Setting
 
@@ -22,6 +24,19 @@ def measure(rounds: int, _: Path) -> Report:
         name = engine.__name__.removeprefix("by_")
         figures.append(Figure(f"{name}, one core, doubles: steps", median(_speeds(engine, rounds)), "1/s"))
     figures.append(Figure("the real library: steps", median(_real() for _ in range(rounds)), "1/s"))
+    explored = [explore(adversary) for adversary in ADVERSARIES]
+    seconds = sum(one.seconds for one in explored)
+    figures += [
+        Figure("explorer: states", sum(one.states for one in explored), ""),
+        Figure("explorer: transitions", sum(one.transitions for one in explored), ""),
+        Figure("explorer: transitions", sum(one.transitions for one in explored) / seconds, "1/s"),
+        Figure(
+            "explorer: adversaries whose states are not all visited",
+            sum(not one.exhausted for one in explored),
+            "",
+            most=0,
+        ),
+    ]
     missed = 0
     for fault in FAULTS:
         with planted(fault):

@@ -53,6 +53,9 @@ class TableAccount:
     k: int  # 0 unless the rule is `aggregate`
     entity: tuple[str, ...]
     chunks: int
+    epsilon: float  # what it spent of the owner's budget; 0 unless the rule is `noise`, and so are the next two
+    delta: float
+    rows: int  # of an entity, that count
 
 
 @dataclass(frozen=True)
@@ -237,7 +240,10 @@ def _account(session: Session, release: Release, first: Evidence, second: Eviden
         program=contract.program.kind,
         query=contract.program.text or parameters(contract.program.parameters),
         tables=tuple(
-            TableAccount(table.owner, table.name, table.rule.kind, table.rule.k, table.rule.entity, chunks[stream])
+            TableAccount(
+                *(table.owner, table.name, table.rule.kind, table.rule.k, table.rule.entity, chunks[stream]),
+                *(table.rule.epsilon, table.rule.delta, table.rule.rows),
+            )
             for stream, table in enumerate(contract.tables)
         ),
         results=tuple(ResultAccount(one.recipient, one.commitment, one.key.chunks) for one in release.receipt.results),

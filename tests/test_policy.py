@@ -84,7 +84,7 @@ def test_a_signer_is_only_an_addition(mine: Policy, contract: Contract) -> None:
     signed = changed(mine, measurement=(changed(mine.measurement[0], pcr8="08" * 48),))
     accepts(signed, contract, "acme", NOW_MS)
     assert policy._appraisal(signed, contract).measurements[0].pcrs[8] == b"\x08" * 48
-    with pytest.raises(PolicyError, match="enclave.measurements.other"):
+    with pytest.raises(PolicyError, match=r"enclave\.measurements\.other"):
         accepts(signed, enclave(contract, measurements=(OTHER,)), "acme", NOW_MS)
 
 

@@ -132,6 +132,8 @@ def side_effects(house: House) -> None:
         assert (low, high) == (count - 27, count + 27)
         assert mean == pytest.approx(statistics.fmean(min(d, 30) for days in of_patients for d in days), abs=6)
         assert bars[0] <= mean <= bars[1]
+    told = " ".join(house.mpc("verify", run.folder / "registry" / "receipt.cbor").out.split())
+    assert "noise, epsilon 1 and delta 0 spent by patient, 3 row(s) of each" in told
     for owner, dataset, spent in (("registry", "prescriptions", 1), ("insurer", "stays", 2)):
         ledger = Ledger(run.folder / owner)
         assert ledger.spent(dataset) == (spent, 0)

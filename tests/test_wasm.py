@@ -2,6 +2,7 @@
 
 import csv
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,13 @@ def test_the_contract_s_digest_covers_every_byte_of_the_module() -> None:
     other = code[:-1] + bytes([code[-1] ^ 1])
     digests = {contracted(one).program.digest for one in (code, other)}
     assert len(digests) == 2
+
+
+def test_without_the_library_people_read_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wasmtime", None)
+    monkeypatch.delitem(sys.modules, "enclave_runtime.programs.wasm", raising=False)
+    with pytest.raises(ContractError, match=r"wasmtime is not installed here: .*enclave-mpc\[wasm\]"):
+        programs.program("wasm")
 
 
 def test_people_read_which_module_it_is() -> None:

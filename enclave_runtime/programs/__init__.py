@@ -85,7 +85,11 @@ def program(kind: str) -> JointProgram:
     """The program of a contract's kind; imports its libraries now. Raises ContractError."""
     if kind not in MODULES:
         raise ContractError("program kind", expected=f"one of {', '.join(sorted(MODULES))}", got=kind)
-    return cast(JointProgram, import_module(MODULES[kind]))
+    try:
+        return cast(JointProgram, import_module(MODULES[kind]))
+    except ModuleNotFoundError as error:  # an extra; in an enclave, another variant of the image
+        what = f"program kind {kind}: {error.name} is not installed here"
+        raise ContractError(what, expected=f"pip install 'enclave-mpc[{kind}]'") from None
 
 
 def open_tables(contract: Contract, buffers: Sequence[object], only: int = -1) -> "list[pa.Table]":

@@ -1,6 +1,6 @@
 """Run a query under a rule of noise: count and add up in DuckDB, noise from OpenDP. See sql_noise for what and why.
 
-OpenDP draws from the kernel (getrandom), whose pool the enclave's security module feeds on Nitro; nobody can seed it.
+OpenDP draws from the enclave's kernel (getrandom), as the enclave does for its own keys; nobody can seed it.
 Its own privacy maps are asked before each draw whether the noise is enough. What leaves has its noise already: names,
 order and error bars are made of such numbers alone. All SQL is generated, as in sql_protect.
 """

@@ -242,6 +242,8 @@ def _carried(evidence: Evidence) -> dict[str, bytes | None]:
 def _table_words(table: TableAccount) -> str:
     entity = f" by {', '.join(table.entity)}" if table.entity else ""
     rule = f"{table.rule}, groups of at least {table.k}{entity}" if table.k else f"{table.rule}: this program only"
+    if table.rule == "noise":
+        rule = f"noise, epsilon {table.epsilon:g} and delta {table.delta:g} spent{entity}, {table.rows} row(s) of each"
     return f"{rule}; at most {table.chunks} MiB"
 
 

@@ -97,6 +97,7 @@ class SimulatedNsm:
 
     def serve(self, sock: socket.socket) -> None:
         """Answer the packets of a blocking SOCK_SEQPACKET socket until its other end is closed."""
+        self._current_leaf(self._clock_ms() // 1000)  # made before anybody waits for it
         try:
             while request := sock.recv(REQUEST_BYTES_MAX + 1):
                 sock.send(self.handle(request))
