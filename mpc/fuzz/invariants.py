@@ -244,9 +244,8 @@ def blame(world: "World", news: Facts) -> None:
             _hold(not world.is_honest(spoke.message.blamed), blame, f"{spoke.enclave.name} blames an honest party")
     for ending in _of(news, Ending):
         if ending.honest:
-            _, accused, names = ending.why.partition("proven against ")
-            honest = [name for name in world.keys if name in names and world.is_honest(name)]
-            _hold(not (accused and honest), blame, f"{ending.name} holds a proof against {', '.join(honest)}")
+            _, accused, name = ending.why.partition("proven against ")
+            _hold(not (accused and world.is_honest(name)), blame, f"{ending.name} holds a proof against {name}")
 
 
 def erasure(world: "World", _: Facts) -> None:
